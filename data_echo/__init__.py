@@ -1,0 +1,1 @@
+"""How examples arrive: sources, the order, the preprocessing pool, the echo buffer."""

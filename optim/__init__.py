@@ -1,0 +1,1 @@
+"""How weights move: optimizers that are their papers, grouping, averaging, wrappers."""

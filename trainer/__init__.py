@@ -1,0 +1,1 @@
+"""How one group of workers trains one recipe."""
