@@ -1,8 +1,13 @@
 """Fixtures that several packages' tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.trainer.crew import Crew
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +17,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the CIFAR-10 and tiny Shakespeare files in ../shared/data, which are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator["Crew"]:
+    """Three processes that form groups of one, two or three workers."""
+    from tests.trainer.crew import Crew
+
+    processes = Crew(3)
+    yield processes
+    processes.dismiss()

@@ -1,0 +1,82 @@
+"""The group of workers that train one recipe together: who is who, and how they talk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One worker's view of its group. Alone (size 1) it needs no process group and every collective does
+    nothing.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    @classmethod
+    def join(cls, device: str = "auto") -> Group:
+        """The group this process belongs to: torch.distributed's where it is set up (Ray Train), torchrun's
+        where its environment variables say so, otherwise a group of one. `device` is "auto" (a GPU where
+        there is one), "cpu" or "cuda".
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        chosen = _device(device, local_rank)
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        if not dist.is_initialized():
+            return cls(device=chosen)
+        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+
+    def leave(self) -> None:
+        """Take the process group down, if there is one; the worker is alone afterwards."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def owns(self, lane: int) -> bool:
+        """Whether this worker serves a lane of the data stream."""
+        return lane % self.size == self.rank
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, in place, becomes its sum over all workers."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_later(self, tensor: torch.Tensor) -> dist.Work | None:
+        """As `sum`, in the background: wait on what is returned before reading the tensor."""
+        return dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value`, on every worker. Small picklable things only; they come from the same run."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=CPU)
+        return box[0]
+
+    def first(self, reason: str | None) -> str | None:
+        """The first worker's reason that is not None, on every worker: how one worker's trouble stops them
+        all.
+        """
+        if self.size == 1:
+            return reason
+        reasons: list[str | None] = [None] * self.size
+        dist.all_gather_object(reasons, reason)
+        return next((r for r in reasons if r is not None), None)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return CPU
+    index = local_rank % max(torch.cuda.device_count(), 1)  # Ray shows each worker its own GPU only
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,119 @@
+"""The loop: one step after another, each yielded to whoever iterates, who evaluates, logs, saves and
+stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.errors import Stopped
+from trainer.stopwatch import Stopwatch
+from trainer.training import Training
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `examples` and `fresh` count from the start of the run, this step
+    included.
+    """
+
+    step: int
+    examples: int
+    batch: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: dict[str, float] = field(default_factory=dict)  # wait, compute, communication, optimizer
+
+
+def steps(run: Training) -> Iterator[Step]:
+    """Train from where `run` stands to the end of its plan, one yield per optimizer step.
+
+    Raises Stopped when a loss or a gradient is not finite: on every worker in the same step, before the
+    weights change.
+    """
+    progress, plan, micro = run.progress, run.plan, run.recipe.batch.micro
+    while not run.finished:
+        watch = Stopwatch(run.group.device)
+        micro_batches = plan.micro_batches_at(progress.examples)
+        batch = micro_batches * micro
+        rate = run.rate.rate(progress.examples, batch)
+
+        run.optimizer.zero_grad()
+        run.reduction.begin()
+        trouble = _accumulate(run, run.share(micro_batches), watch)
+        sums = run.reduction.finish()
+        watch.lap("communication")
+
+        loss, norm = _mean_gradient(run, sums, trouble)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_multiplier", 1.0)
+        run.optimizer.step()
+        run.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
+        watch.lap("optimizer")
+
+        progress.step += 1
+        progress.position += micro_batches
+        progress.examples += batch
+        yield Step(progress.step, progress.examples, batch, loss, rate, norm, watch.seconds())
+
+
+def _accumulate(run: Training, micro_batches: list[int], watch: Stopwatch) -> Exception | None:
+    """Add up the gradients of this worker's micro-batches.
+
+    What goes wrong here goes wrong on one worker alone, while the others wait for its gradients. So it is
+    returned, and a sum that is not finite carries the news: all of them stop in the same step.
+    """
+    chunks = list(run.passes.chunks(micro_batches))
+    try:
+        for chunk in chunks:
+            examples = run.passes.load(chunk)
+            watch.lap("wait")
+            if chunk is chunks[-1]:
+                run.reduction.expect_last()
+            run.reduction.add(run.passes.backward(chunk, examples))
+            watch.lap("compute")
+    except Exception as error:
+        run.reduction.add(torch.full_like(run.passes.statistics, torch.nan))
+        return error
+    return None
+
+
+@torch.no_grad()
+def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tuple[float, float]:
+    """Turn the summed gradient into that of the mean loss, clipped if the recipe says so; return the loss and
+    the norm.
+    """
+    gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
+    share = 1 / sums[1]
+    norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).double().sum().sqrt() * share
+    loss_value, count, norm_value = torch.stack(
+        [sums[0] * share, sums[1], norm]
+    ).tolist()  # the one synchronisation
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        raise Stopped(_why(run, loss_value, count, norm_value, trouble)) from trouble
+    if run.recipe.train.clip_norm is not None:
+        share = share * (run.recipe.train.clip_norm / norm).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(share)
+    return loss_value, norm_value
+
+
+def _why(run: Training, loss: float, count: float, norm: float, trouble: Exception | None) -> str:
+    where = f"step {run.progress.step + 1}, after {run.progress.examples} examples"
+    reason = run.group.first(None if trouble is None else f"{type(trouble).__name__}: {trouble}")
+    if reason is not None:
+        return f"{where}: {reason}"
+    if count == 0:
+        return (
+            f"{where}: the loss counted no example in the whole batch; task.loss must return a count above 0"
+        )
+    return (
+        f"{where}: the loss is {loss} and the gradient norm {norm}; the weights are those before this step. Look "
+        " for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
+    )

@@ -1,0 +1,189 @@
+"""Everything that one worker needs to train a recipe, built once and in one order on every worker."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import optim
+from data_echo import Feed, Preparer
+from trainer import plan as planning
+from trainer.batch_norm import BatchNorms
+from trainer.errors import Refusal
+from trainer.group import Group
+from trainer.passes import Passes, Stacking
+from trainer.plan import Plan
+from trainer.recipe import Recipe
+from trainer.reduction import ExactReduction, FastReduction, Reduction
+from trainer.schedule import LearningRate
+from trainer.task import Task
+
+State = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """How far a run has come. `position` counts micro-batches and is the data stream's whole state."""
+
+    step: int = 0
+    position: int = 0
+    examples: int = 0
+
+
+@dataclass
+class Training:
+    """One worker's model, optimizer, share of the data and way of adding up, and how far they have come."""
+
+    recipe: Recipe
+    plan: Plan
+    group: Group
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    names: list[str]  # of the parameters, in the optimizer's order
+    norms: BatchNorms
+    feed: Feed
+    passes: Passes
+    reduction: Reduction
+    rate: LearningRate
+    progress: Progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan is done."""
+        return self.progress.examples >= self.plan.total_examples
+
+    def share(self, micro_batches: int) -> list[int]:
+        """The next step's micro-batches that this worker serves."""
+        start, lanes = self.progress.position, self.recipe.batch.lanes
+        return [j for j in range(start, start + micro_batches) if self.group.owns(j % lanes)]
+
+    def state(self) -> State:
+        """All that the rest of the run depends on: tensors and plain values, keyed by parameter name."""
+        return {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": _named_state(self.optimizer, self.names),
+            "stacking": self.passes.stacking.to_dict(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a saved state; the number of workers may be another one."""
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        _load_named_state(self.optimizer, self.names, state["optimizer"])
+        self.passes.stacking = Stacking(**state["stacking"])
+
+
+def build(
+    recipe: Recipe, plan: Plan, task: Task, group: Group, preparer: Preparer, state: State | None = None
+) -> Training:
+    """A worker ready for its first step, or for the one after `state` was saved."""
+    model = _model(recipe, task, group)
+    norms = BatchNorms(
+        model, group.device, recipe.batch.micro // (recipe.batch.bn_group or recipe.batch.micro)
+    )
+    optimizer, names = _optimizer(recipe, plan, model)
+    feed = _feed(recipe, plan, group, preparer, state["progress"]["position"] if state else 0)
+    passes = Passes(
+        task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
+    )
+    reduction = _reduction(recipe, plan, group, optimizer, len(passes.statistics))
+    rate = LearningRate(recipe, plan.examples["train"], plan.total_examples)
+    training = Training(
+        recipe, plan, group, model, optimizer, names, norms, feed, passes, reduction, rate, Progress()
+    )
+    if state is not None:
+        training.restore(state)
+    elif recipe.run.reduction == "fast":
+        _choose_stacking(training)
+    return training
+
+
+def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed % 2**32)
+    torch.manual_seed(recipe.seed)
+    model = task.model().to(group.device)
+    if group.size > 1:  # a model may draw its first weights from anywhere
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    return model.train()
+
+
+def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[torch.optim.Optimizer, list[str]]:
+    section = recipe.optimizer
+    grouping = optim.group_parameters(model, no_decay=section.no_decay, no_adapt=section.no_adapt)
+    optimizer = optim.build(
+        section.name, grouping.groups, flatten=True, **{**section.hyper, "lr": plan.peak_lr}
+    )
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    return optimizer, [name_of[parameter] for parameter in _parameters(optimizer)]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statistics: int) -> Reduction:
+    if recipe.run.reduction == "exact":
+        return ExactReduction(group, optimizer.flat, statistics, plan.micro_batches)
+    return FastReduction(group, optimizer.flat, _parameters(optimizer), statistics)
+
+
+def _feed(recipe: Recipe, plan: Plan, group: Group, preparer: Preparer, position: int) -> Feed:
+    lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
+    schedule = planning.echo_schedule(recipe, plan.examples["train"])
+    return Feed(schedule, preparer, lanes=lanes, position=position, device=group.device, seed=recipe.seed)
+
+
+def _choose_stacking(training: Training) -> None:
+    """Rank 0 tries, everyone follows: the same choice everywhere, recorded with the run."""
+    passes, wanted = training.passes, training.recipe.run.stack
+    mine = training.share(training.plan.micro_batches)
+    choice = None
+    if training.group.rank == 0:
+        most = _most_stacked(training) if wanted == "auto" else int(wanted)
+        choice = passes.choose_stacking(mine, training.optimizer.flat.gradients, min(most, len(mine)))  # type: ignore[attr-defined]
+    passes.stacking = training.group.share(choice)
+
+
+def _most_stacked(training: Training) -> int:
+    if training.group.device.type != "cpu":
+        return 1 << 20
+    return max(1, CPU_STACK_EXAMPLES // training.recipe.batch.micro)
+
+
+CPU_STACK_EXAMPLES = 1024  # beyond this a CPU's caches lose more than the fewer calls save
+
+
+def _named_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> State:
+    state = optimizer.state_dict()
+    return {
+        "state": {names[index]: value for index, value in state["state"].items()},
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
+    }
+
+
+def _load_named_state(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: State) -> None:
+    current = optimizer.state_dict()["param_groups"]
+    if set(saved["state"]) - set(names) or len(saved["groups"]) != len(current):
+        raise Refusal(
+            "the checkpoint's optimizer state is of other parameters; resume with the recipe it came from"
+        )
+    number = {name: index for index, name in enumerate(names)}
+    optimizer.load_state_dict(
+        {
+            "state": {number[name]: value for name, value in saved["state"].items()},
+            "param_groups": [
+                {**group, "params": now["params"]}
+                for group, now in zip(saved["groups"], current, strict=True)
+            ],
+        }
+    )
