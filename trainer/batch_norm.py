@@ -108,7 +108,7 @@ class BatchNorms:
 def _replace_all(model: nn.Module, device: torch.device) -> list[GroupBatchNorm]:
     replacement: dict[_BatchNorm, GroupBatchNorm] = {}  # a norm that stands in two places stays one norm
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # a child may stand here twice
             if isinstance(child, _BatchNorm):
                 replacement.setdefault(child, GroupBatchNorm(child, device))
                 setattr(parent, name, replacement[child])

@@ -114,6 +114,6 @@ def _why(run: Training, loss: float, count: float, norm: float, trouble: Excepti
             f"{where}: the loss counted no example in the whole batch; task.loss must return a count above 0"
         )
     return (
-        f"{where}: the loss is {loss} and the gradient norm {norm}; the weights are those before this step. Look "
-        " for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
+        f"{where}: the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
+        "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
     )
