@@ -1,0 +1,103 @@
+"""Parameters and gradients in flat buffers: one per (dtype, device), rows of 1024 numbers, gradients persistent."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+ROW = 1024
+"""Numbers per row; a row never crosses a parameter, so whatever is known per row is known per layer."""
+
+
+def rows_of(numel: int) -> int:
+    """Rows that `numel` numbers take."""
+    return -(-numel // ROW)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills its stretch of memory exactly, in whatever order of dimensions."""
+    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
+
+
+def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
+    """The tensor shaped like `like` at element `start` of a 1-D buffer, in the same order of memory if `like` is dense."""
+    if is_dense(like):
+        return buffer.as_strided(like.size(), like.stride(), buffer.storage_offset() + start)
+    return buffer[start : start + like.numel()].view(like.size())
+
+
+class Flat:
+    """The flat buffers of a list of parameters.
+
+    Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a persistent view of
+    `gradients`. Parameters lie in the order given, each beginning at a row; the padding behind each stays zero.
+
+    Raises `ValueError` for parameters that share memory, which no buffer of disjoint places can hold.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.held = [p for p in parameters if p.requires_grad]
+        _refuse_overlap(self.held)
+        rows: dict[tuple[torch.dtype, torch.device], int] = {}
+        self._places: dict[Tensor, tuple[int, int, int]] = {}
+        for p in self.held:
+            kind = (p.dtype, p.device)
+            first_row = rows.setdefault(kind, 0)
+            self._places[p] = (list(rows).index(kind), first_row * ROW, p.numel())
+            rows[kind] += rows_of(p.numel())
+
+        def buffers() -> list[Tensor]:
+            return [torch.zeros(n * ROW, dtype=dtype, device=device) for (dtype, device), n in rows.items()]
+
+        self.parameters, self.gradients = buffers(), buffers()
+        self._homes = [self._home(p) for p in self.held]
+        self.adopt()
+
+    def place(self, parameter: Tensor) -> tuple[int, int, int]:
+        """(number of the buffer, first element, number of elements) of a parameter."""
+        return self._places[parameter]
+
+    def _home(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        buffer, start, _ = self._places[p]
+        return view_like(self.parameters[buffer], start, p), view_like(self.gradients[buffer], start, p)
+
+    def fits(self) -> bool:
+        """Whether every parameter still has the dtype and device of its buffer."""
+        return all(
+            p.dtype == w.dtype and p.device == w.device
+            for p, (w, _) in zip(self.held, self._homes, strict=True)
+        )
+
+    def adopt(self) -> None:
+        """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`, a fresh `grad`).
+
+        A gradient that is None stays None: its parameter takes no part in the step.
+        """
+        for p, (weight, gradient) in zip(self.held, self._homes, strict=True):
+            if p.data_ptr() != weight.data_ptr() or p.stride() != weight.stride():
+                weight.copy_(p.detach())
+                p.data = weight
+            if p.grad is not None and p.grad.data_ptr() != gradient.data_ptr() and not p.grad.is_sparse:
+                gradient.copy_(p.grad)
+                p.grad = gradient
+
+    def zero_grad(self) -> None:
+        """Zero the gradient buffers and give every parameter its view of them again."""
+        for buffer in self.gradients:
+            buffer.zero_()
+        for p, (_, gradient) in zip(self.held, self._homes, strict=True):
+            if p.grad is None or p.grad.data_ptr() != gradient.data_ptr():
+                p.grad = gradient
+
+
+def _refuse_overlap(parameters: Sequence[Tensor]) -> None:
+    spans = sorted(
+        (p.untyped_storage().data_ptr() + p.storage_offset() * p.element_size(), p.numel() * p.element_size())
+        for p in parameters
+        if p.numel() and p.device.type != "meta"
+    )
+    for (start, size), (following, _) in zip(spans, spans[1:], strict=False):
+        if following < start + size:
+            raise ValueError(
+                "flatten: parameters share memory; flatten=False keeps them where they are, or make them one Parameter"
+            )

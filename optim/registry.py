@@ -1,0 +1,176 @@
+"""Every optimizer by name: our rules, found by their files, and those that torch already has exactly."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+import optim.rules
+from optim.flattening import Flattening
+from optim.rule import Rule
+
+_MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "engine", "flatten"}
+"""Constructor arguments that say how to compute, not what."""
+
+
+@dataclass(frozen=True)
+class FromTorch:
+    """An optimizer of torch's: its class, and what makes of it the optimizer of that name."""
+
+    kind: type[torch.optim.Optimizer]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    fused: bool = False
+
+
+_FROM_TORCH = {
+    "sgd": FromTorch(torch.optim.SGD, fused=True),
+    "momentum": FromTorch(torch.optim.SGD, defaults={"momentum": 0.9}, fused=True),
+    "nag": FromTorch(torch.optim.SGD, fixed={"nesterov": True}, defaults={"momentum": 0.9}, fused=True),
+    "rprop": FromTorch(torch.optim.Rprop),
+    "adagrad": FromTorch(torch.optim.Adagrad, fused=True),
+    "rmsprop": FromTorch(torch.optim.RMSprop),
+    "adadelta": FromTorch(torch.optim.Adadelta),
+    "adam": FromTorch(torch.optim.Adam, fused=True),
+    "adamw": FromTorch(torch.optim.AdamW, fused=True),
+    "adamax": FromTorch(torch.optim.Adamax),
+    "nadam": FromTorch(torch.optim.NAdam),
+    "amsgrad": FromTorch(torch.optim.Adam, fixed={"amsgrad": True}, fused=True),
+    "radam": FromTorch(torch.optim.RAdam),
+}
+
+
+def _with_flat(kind: type[torch.optim.Optimizer]) -> type[Flattening]:
+    """Torch's optimizer with `flat` and `zero_grad` of ours, under a name that pickle finds here."""
+    name = f"Flat{kind.__name__}"
+    globals()[name] = type(name, (Flattening, kind), {"__module__": __name__, "step": _settled_step(kind)})
+    return globals()[name]
+
+
+def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        self.settle()
+        return kind.step(self, closure)
+
+    return step
+
+
+_FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in _FROM_TORCH.values()}}
+
+
+@cache
+def rules() -> dict[str, type[Rule]]:
+    """Our own rules by name: every `Rule` that a module of `optim.rules` defines, named like its module."""
+    found = {}
+    for module in pkgutil.iter_modules(optim.rules.__path__):
+        defined = vars(importlib.import_module(f"optim.rules.{module.name}")).values()
+        here = [
+            v
+            for v in defined
+            if inspect.isclass(v) and issubclass(v, Rule) and v.__module__.endswith(module.name)
+        ]
+        found |= {module.name: rule for rule in here}
+    return found
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all optimizers."""
+    return (*_FROM_TORCH, *rules())
+
+
+def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> torch.optim.Optimizer:
+    """The optimizer of that name over parameters or parameter groups.
+
+    Args:
+        name: one of `names()`.
+        params: as for any optimizer of torch.
+        flatten: move parameters and gradients into flat buffers, `optimizer.flat`.
+        hyper: its hyperparameters, `hyperparameters(name)`; for our own rules also `engine`.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: a hyperparameter that this optimizer does not have.
+    """
+    known = hyperparameters(name)
+    unknown = set(hyper) - set(known) - ({"engine"} if name in rules() else set())
+    if unknown:
+        raise TypeError(
+            f"{name}: unknown hyperparameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
+    if name in rules():
+        return rules()[name](params, flatten=flatten, **hyper)
+    entry = _FROM_TORCH[name]
+    params = _listed(params)
+    hyper = entry.fixed | entry.defaults | hyper
+    if entry.fused and _can_fuse(params):
+        hyper["fused"] = True
+    optimizer = _FLAT[entry.kind](params, **hyper)
+    optimizer.flatten(flatten)
+    return optimizer
+
+
+def hyperparameters(name: str) -> dict[str, Any]:
+    """Argument names and published defaults, in the order of the constructor."""
+    if name not in names():
+        raise ValueError(f"unknown optimizer {name!r}; there are {', '.join(names())}")
+    entry = _FROM_TORCH.get(name)
+    arguments = inspect.signature(entry.kind if entry else rules()[name]).parameters
+    skipped = _MACHINERY | set(entry.fixed if entry else ())
+    found = {key: argument.default for key, argument in arguments.items() if key not in skipped}
+    return found | (entry.defaults if entry else {})
+
+
+def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], **hyper: Any) -> int:
+    """Bytes of state that training these parameters would hold, found without allocating any.
+
+    Args:
+        params_or_shapes: parameters, or shapes of fp32 ones.
+    """
+    params = [_on_meta(given) for given in params_or_shapes]
+    if not params:
+        return 0
+    for p in params:
+        p.grad = torch.empty_like(p)
+    if name in rules():
+        optimizer = build(name, params, **hyper)
+        states = [optimizer._begin(p, optimizer.param_groups[0]) for p in params]
+    else:
+        entry = _FROM_TORCH[name]
+        optimizer = entry.kind(params, **(entry.fixed | entry.defaults | hyper), foreach=False)
+        optimizer.step()
+        states = [optimizer.state[p] for p in params]
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:
+    if isinstance(given, Tensor):
+        return nn.Parameter(torch.empty_like(given, device="meta"))
+    return nn.Parameter(torch.empty(tuple(given), device="meta"))
+
+
+def _listed(params: ParamsT) -> list[Any]:
+    """Parameters or groups as lists, since what may be an iterator is looked at twice."""
+    return [{**p, "params": _tensors(p)} if isinstance(p, dict) else p for p in params]
+
+
+def _tensors(group: dict[str, Any]) -> list[Any]:
+    held = group["params"]
+    return [held] if isinstance(held, Tensor) else list(held)
+
+
+def _can_fuse(params: list[Any]) -> bool:
+    """Whether torch's fused kernels take all of these parameters."""
+    tensors = [
+        p[1] if isinstance(p, tuple) else p
+        for e in params
+        for p in (e["params"] if isinstance(e, dict) else [e])
+    ]
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)

@@ -1,0 +1,92 @@
+"""LAMB."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optim.rule import Rule
+from optim.stage import Function, Values
+
+
+def survey(h: Any, g: Tensor) -> Values:
+    return {"g2": g * g}
+
+
+def clip(h: Any, g2: Tensor) -> Values:
+    return {"shrink": (h.max_norm / g2.sum().sqrt()).clamp(max=1)}
+
+
+def measure(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    g = g * h.shrink
+    m = h.beta1 * m + h.gain1 * g
+    v = h.beta2 * v + h.gain2 * g * g
+    u = (m / h.debias1) / ((v / h.debias2).sqrt() + h.eps) + h.inside * p
+    return {"m": m, "v": v, "u": u, "p2": p * p, "u2": u * u}
+
+
+def judge(h: Any, p2: Tensor, u2: Tensor) -> Values:
+    ratio = (p2 / u2).sqrt().minimum(h.ceiling)
+    return {"ratio": torch.where(h.adapts & (p2 > 0) & (u2 > 0), ratio, 1)}
+
+
+def move(h: Any, p: Tensor, u: Tensor) -> Values:
+    return {"p": p - h.lr * (h.ratio * u + h.outside * p)}
+
+
+class LAMB(Rule):
+    """LAMB. You et al. 2019, arXiv:1904.00962 v5, Algorithm 2.
+
+    Update (t = 1, 2, …; norms over one layer, the whole tensor):
+        m = β₁ m + (1 - β₁) g
+        v = β₂ v + (1 - β₂) g²
+        u = (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε) + λ p
+        p = p - lr (‖p‖ / ‖u‖) u                             ratio 1 where either norm is 0
+
+    State: m, v (each like p, fp32): 8 bytes per parameter.
+    Defaults: the authors' (v1 to v3 and ALBERT's code have no bias correction; TFA, apex, timm, optax and v5 have it).
+    Options: `bias_correction`; `grad_averaging` False puts g, not (1 - β₁) g, into m (NVIDIA); `max_grad_norm` divides
+        all gradients by max(1, global norm / max_grad_norm) first (NVLAMB); `trust_clip` bounds the ratio by 1 (LAMBC);
+        `always_adapt` False gives layers without decay the ratio 1 (apex, timm); `decoupled_decay` takes λ p out of u;
+        `adapt` False in a group gives its layers the ratio 1.
+    Deviations of others: apex and timm do not adapt layers without decay; DeepSpeed, ColossalAI and jettify debias the
+        learning rate after normalising, which shrinks the first thousand steps; pytorch_optimizer 4.1 debiases m only
+        and clamps ‖p‖ to 10; apex overwrites the gradient.
+    Use: batches of 512 to 65536, with warm-up.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    bias_correction: bool = True
+    grad_averaging: bool = True
+    max_grad_norm: float | None = None
+    trust_clip: bool = False
+    always_adapt: bool = True
+    decoupled_decay: bool = False
+
+    elements = ("m", "v")
+    scratch = ("u",)
+
+    @staticmethod
+    def numbers(h: Any, t: int) -> dict[str, float]:
+        return {
+            "gain1": 1 - h.beta1 if h.grad_averaging else 1.0,
+            "gain2": 1 - h.beta2,
+            "debias1": 1 - h.beta1**t if h.bias_correction else 1.0,
+            "debias2": 1 - h.beta2**t if h.bias_correction else 1.0,
+            "inside": 0.0 if h.decoupled_decay else h.weight_decay,
+            "outside": h.weight_decay if h.decoupled_decay else 0.0,
+            "adapts": h.adapt and (h.always_adapt or h.weight_decay != 0),
+            "ceiling": 1.0 if h.trust_clip else float("inf"),
+            "shrink": 1.0,
+            "max_norm": h.max_grad_norm or float("inf"),
+        }
+
+    stages = (survey, clip, measure, judge, move)
+
+    @classmethod
+    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function, ...]:
+        return cls.stages if any(group["max_grad_norm"] for group in groups) else cls.stages[2:]
