@@ -1,0 +1,88 @@
+"""Rows of prepared examples that wait to be served, on the host or beside the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data_echo.mixing import Ints
+from data_echo.preparer import Block
+
+
+class ExampleBuffer:
+    """Rows of storage on a device, each holding one example until it is released.
+
+    On CUDA a block is copied once, through pinned memory and without waiting, however often its examples are served.
+
+    Args:
+        device: where micro-batches are wanted.
+        rows: how many to begin with; more are added when needed.
+    """
+
+    def __init__(self, device: torch.device | str, rows: int) -> None:
+        self._device = torch.device(device)
+        self._columns: dict[str, torch.Tensor] = {}
+        self._free = np.arange(rows)[::-1].copy()  # a stack; its top is at `_free_rows`
+        self._free_rows = rows
+        self.bytes_received = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of storage, used or free."""
+        return len(self._free)
+
+    @property
+    def held(self) -> int:
+        """Rows in use."""
+        return self.rows - self._free_rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of storage."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def put(self, block: Block) -> Ints:
+        """Store a block's examples; returns their rows."""
+        count = len(next(iter(block.values())))
+        if count > self._free_rows:
+            self._grow(max(count - self._free_rows, self.rows // 4))
+        self._free_rows -= count
+        rows = self._free[self._free_rows : self._free_rows + count].copy()
+        for name, array in block.items():
+            self.bytes_received += array.nbytes
+            self._store(name, rows, array)
+        return rows
+
+    def gather(self, rows: Ints) -> dict[str, torch.Tensor]:
+        """A copy of some rows of every column, example first, on the device."""
+        where = torch.from_numpy(rows)
+        if self._device.type == "cuda":
+            where = where.pin_memory().to(self._device, non_blocking=True)
+        return {name: column.index_select(0, where) for name, column in self._columns.items()}
+
+    def release(self, rows: Ints) -> None:
+        """Give rows back."""
+        self._free[self._free_rows : self._free_rows + len(rows)] = rows
+        self._free_rows += len(rows)
+
+    def _store(self, name: str, rows: Ints, array: np.ndarray) -> None:
+        if name not in self._columns:
+            like = torch.from_numpy(np.empty(0, array.dtype))
+            self._columns[name] = torch.empty((self.rows, *array.shape[1:]), dtype=like.dtype, device=self._device)
+        column = self._columns[name]
+        if self._device.type == "cuda":
+            staged = torch.empty(array.shape, dtype=column.dtype, pin_memory=True)
+            staged.numpy()[...] = array
+            where = torch.from_numpy(rows).pin_memory().to(self._device, non_blocking=True)
+            column.index_copy_(0, where, staged.to(self._device, non_blocking=True))
+        else:
+            column.numpy()[rows] = array
+
+    def _grow(self, more: int) -> None:
+        before = self.rows
+        self._free = np.concatenate([self._free, np.zeros(more, np.int64)])
+        self.release(np.arange(before, before + more))
+        for name, column in self._columns.items():
+            larger = torch.empty((self.rows, *column.shape[1:]), dtype=column.dtype, device=self._device)
+            larger[:before] = column
+            self._columns[name] = larger

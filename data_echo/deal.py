@@ -1,0 +1,57 @@
+"""The endless deal: which example is the f-th fresh one of a lane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_echo.errors import DataError
+from data_echo.mixing import Ints, key, permuted
+
+_ROWS, _BLOCKS, _WINDOWS = 1, 2, 3  # what a key is for
+
+
+class Deal:
+    """Fresh position g = f L + l belongs to lane l, and is place g mod N of the permutation of pass g div N.
+
+    Every pass deals each example once, in an order that is a function of (seed, pass); all lanes advance at the same rate and
+    passes leave no remainders. Any position costs the same and nothing is stored.
+
+    Args:
+        examples: N, the dataset's length.
+        lanes: L.
+        seed: of the permutations.
+        block: rows that should be read together (a row group, a shard). Above 1, blocks are permuted and rows are
+            shuffled within windows of `window` successive blocks, so that a source reads each block once per pass.
+        window: blocks per window.
+    """
+
+    def __init__(self, examples: int, lanes: int, seed: int, *, block: int = 1, window: int = 16) -> None:
+        for name, value in {"examples": examples, "lanes": lanes, "block": block, "window": window}.items():
+            if value < 1:
+                raise DataError(f"deal: {name}: {value} is too few; at least 1")
+        self.examples = examples
+        self.lanes = lanes
+        self.seed = seed
+        self.block = block
+        self.window = window
+
+    def dealt(self, lane: int | Ints, fresh: Ints) -> tuple[Ints, Ints]:
+        """(pass number, example index) of the fresh examples numbered `fresh` of `lane`: int64 arrays of the broadcast shape."""
+        pass_number, place = np.divmod(fresh * self.lanes + lane, self.examples)
+        if self.block == 1:
+            return pass_number, permuted(place, self.examples, key(self.seed, _ROWS, pass_number))
+        return pass_number, self._within_blocks(pass_number, place)
+
+    def _within_blocks(self, pass_number: Ints, place: Ints) -> Ints:
+        whole_blocks = self.examples // self.block
+        rows = self.block * self.window
+        window, offset = np.divmod(place, rows)
+        # The rows left over by the whole blocks stay behind the last one, so that every window has a known size.
+        size = np.minimum(rows, self.examples - window * rows)
+        offset = permuted(offset, size, key(self.seed, _WINDOWS, pass_number, window))
+        number, row = np.divmod(window * rows + offset, self.block)
+        whole = number < whole_blocks
+        if whole.any():
+            keys = np.broadcast_to(key(self.seed, _BLOCKS, pass_number), number.shape)
+            number[whole] = permuted(number[whole], whole_blocks, keys[whole])
+        return number * self.block + row
