@@ -169,7 +169,7 @@ def _save_due(every: SavingInterval, step: Step, training: Training, record: Rec
 
 
 def _numbers(training: Training, step: Step) -> dict[str, Any]:
-    fresh = training.feed.schedule.fresh_served(training.progress.position)
+    fresh = training.schedule.fresh_served(training.progress.position)
     seconds = {f"{name}_s": value for name, value in step.seconds.items()}
     return {
         "step": step.step,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import optim
-from data_echo import Feed, Preparer
+from data_echo import Feed, Preparer, Schedule
 from trainer import plan as planning
 from trainer.batch_norm import BatchNorms
 from trainer.errors import Refusal
@@ -52,6 +52,7 @@ class Training:
     passes: Passes
     reduction: Reduction
     rate: LearningRate
+    schedule: Schedule
     progress: Progress
 
     @property
@@ -90,14 +91,27 @@ def build(
         model, group.device, recipe.batch.micro // (recipe.batch.bn_group or recipe.batch.micro)
     )
     optimizer, names = _optimizer(recipe, plan, model)
-    feed = _feed(recipe, plan, group, preparer, state["progress"]["position"] if state else 0)
+    schedule = planning.echo_schedule(recipe, plan.examples["train"])
+    position = state["progress"]["position"] if state else 0
+    lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
+    feed = Feed(schedule, preparer, lanes=lanes, position=position, device=group.device, seed=recipe.seed)
     passes = Passes(
         task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
     )
-    reduction = _reduction(recipe, plan, group, optimizer, len(passes.statistics))
-    rate = LearningRate(recipe, plan.examples["train"], plan.total_examples)
     training = Training(
-        recipe, plan, group, model, optimizer, names, norms, feed, passes, reduction, rate, Progress()
+        recipe=recipe,
+        plan=plan,
+        group=group,
+        model=model,
+        optimizer=optimizer,
+        names=names,
+        norms=norms,
+        feed=feed,
+        passes=passes,
+        reduction=_reduction(recipe, plan, group, optimizer, len(passes.statistics)),
+        rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
+        schedule=schedule,
+        progress=Progress(),
     )
     if state is not None:
         training.restore(state)
@@ -135,12 +149,6 @@ def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statist
     if recipe.run.reduction == "exact":
         return ExactReduction(group, optimizer.flat, statistics, plan.micro_batches)
     return FastReduction(group, optimizer.flat, _parameters(optimizer), statistics)
-
-
-def _feed(recipe: Recipe, plan: Plan, group: Group, preparer: Preparer, position: int) -> Feed:
-    lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
-    schedule = planning.echo_schedule(recipe, plan.examples["train"])
-    return Feed(schedule, preparer, lanes=lanes, position=position, device=group.device, seed=recipe.seed)
 
 
 def _choose_stacking(training: Training) -> None:
