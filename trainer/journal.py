@@ -53,6 +53,11 @@ class Journal:
         self.write("decision", position=position, what=what, value=value)
         os.fsync(self._file.fileno())
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file now: the offset at which what is still to be written begins."""
+        return os.fstat(self._file.fileno()).st_size
+
     def flush(self) -> None:
         """Hand all that was written to the operating system."""
         rest = memoryview(b"".join(self._pending))
@@ -94,12 +99,12 @@ def read(folder: str | Path) -> Iterator[Line]:
     yield from Tail(folder).lines()
 
 
-def follow(folder: str | Path, stop: Callable[[], bool]) -> Iterator[Line]:
-    """The lines of the journal from its first one on, as they come; ends after `stop()` turned true.
+def follow(folder: str | Path, stop: Callable[[], bool], offset: int = 0) -> Iterator[Line]:
+    """The lines of the journal from byte `offset` on, as they come; ends after `stop()` turned true.
 
     What was in the file when `stop()` turned true is still yielded.
     """
-    tail = Tail(folder)
+    tail = Tail(folder, offset)
     while True:
         is_last = stop()
         yield from tail.lines()

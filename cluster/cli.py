@@ -1,0 +1,116 @@
+"""The command `lockstep`. What a command needs is imported inside it, so that `lockstep` itself starts at once."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe; may be repeated.",
+)
+recipe = click.argument("recipe", metavar="RECIPE")
+debug = click.option("--debug", is_flag=True, help="Show tracebacks.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def lockstep() -> None:
+    """Large-batch training in lockstep on any number of workers, from one recipe."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors become messages and exit codes: 2 refused, 1 stopped, 130 interrupted."""
+
+    @lockstep.command(name=function.__name__.rstrip("_"))
+    @debug
+    @wraps(function)
+    def guarded(*arguments: Any, debug: bool, **options: Any) -> None:
+        with messages(debug):
+            function(*arguments, **options)
+
+    return guarded
+
+
+@contextmanager
+def messages(debug: bool) -> Iterator[None]:
+    """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
+    from trainer.errors import Refusal, Stopped
+
+    try:
+        yield
+    except (Refusal, Stopped, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            click.echo(f"\nstopped: {error or 'interrupted'}", err=True)
+            sys.exit(getattr(error, "exit_code", 130))
+        click.echo(f"{'refused' if isinstance(error, Refusal) else 'failed'}: {error}", err=True)
+        sys.exit(2 if isinstance(error, Refusal) else 1)
+
+
+@command
+@recipe
+@overrides
+@click.option("--local", is_flag=True, help="In this process, without Ray.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of this name.")
+@click.option(
+    "--address", metavar="ADDRESS", help="A running Ray cluster; else RAY_ADDRESS, else one of our own."
+)
+def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, address: str | None) -> None:
+    """Train a recipe: on Ray workers, in this process, or as one of torchrun's."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"lockstep train {recipe}")
+    from cluster import driver
+    from cluster import local as in_one_process
+    from cluster.screen import Screen
+
+    if in_one_process.is_torchrun():
+        return in_one_process.train_under_torchrun(recipe, overrides, resume)
+    screen = Screen()
+    if local:
+        prepared = driver.prepare(recipe, (*overrides, "run.workers=1"), screen)
+        return driver.train(prepared, in_one_process.in_process, screen, resume=resume)
+    from cluster import launch
+
+    prepared = driver.prepare(recipe, overrides, screen)
+    return driver.train(prepared, launch.on(address), screen, resume=resume, keep_noise=True)
+
+
+@command
+@recipe
+@overrides
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Check a recipe and show it resolved, with its plan."""
+    from trainer import door, plan
+
+    read = door.read(recipe, overrides)
+    click.echo(door.dump(read))
+    click.echo("\n".join(plan.make(read).lines()))
+
+
+@command
+def schema() -> None:
+    """Print the recipe's JSON Schema, for editors."""
+    import json
+
+    from trainer.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """The entry point of `lockstep` and of `python -m cluster.cli`."""
+    lockstep(prog_name="lockstep")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The folder that a run lives in: `<checkpoint.dir>/<name>-<3 digits>`."""
+
+import fcntl
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainer.errors import Refusal
+
+RECIPE, PLAN, LOG = "recipe.yaml", "plan.txt", "lockstep.log"
+
+
+def create(directory: str | Path, name: str) -> Path:
+    """Make the folder with the next free number. Two runs that start at once get one each."""
+    parent = Path(directory).absolute()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        highest = max((number for number, _ in _numbered(parent, name)), default=0)
+        for number in itertools.count(highest + 1):
+            folder = parent / f"{name}-{number:03d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise Refusal(
+            f"checkpoint.dir: {parent} cannot hold runs ({error.strerror}); give a folder that can be written to"
+        ) from error
+    raise AssertionError("counting has no end")
+
+
+def newest(directory: str | Path, name: str) -> Path:
+    """The folder with the highest number. Refusal where there is none."""
+    runs = sorted(_numbered(Path(directory).absolute(), name))
+    if not runs:
+        raise Refusal(
+            f"--resume: {directory} holds no run of {name}; leave --resume out to start the first one"
+        )
+    return runs[-1][1]
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone; a second one is refused. A process that dies lets go."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Refusal(
+            f"{folder}: is being trained by another process; wait for it or stop it first"
+        ) from error
+    else:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
+    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
+    for path in parent.glob("*") if parent.is_dir() else ():
+        if (match := pattern.fullmatch(path.name)) and path.is_dir():
+            yield int(match[1]), path
