@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from data_echo.errors import DataError
 from data_echo.mixing import Ints, key, permuted
 
+_TABLE_EXAMPLES = 2**13  # up to here a whole pass is permuted at once and kept: NumPy's cost per call would dominate
 _ROWS, _BLOCKS, _WINDOWS = 1, 2, 3  # what a key is for
 
 
@@ -14,7 +17,7 @@ class Deal:
     """Fresh position g = f L + l belongs to lane l, and is place g mod N of the permutation of pass g div N.
 
     Every pass deals each example once, in an order that is a function of (seed, pass); all lanes advance at the same rate and
-    passes leave no remainders. Any position costs the same and nothing is stored.
+    passes leave no remainders. Any position costs the same.
 
     Args:
         examples: N, the dataset's length.
@@ -34,13 +37,24 @@ class Deal:
         self.seed = seed
         self.block = block
         self.window = window
+        self._table = lru_cache(32)(self._whole_pass)
 
     def dealt(self, lane: int | Ints, fresh: Ints) -> tuple[Ints, Ints]:
         """(pass number, example index) of the fresh examples numbered `fresh` of `lane`: int64 arrays of the broadcast shape."""
         pass_number, place = np.divmod(fresh * self.lanes + lane, self.examples)
+        if self.examples > _TABLE_EXAMPLES:
+            return pass_number, self._index(pass_number, place)
+        first, last = int(pass_number.min()), int(pass_number.max())
+        tables = np.stack([self._table(number) for number in range(first, last + 1)])
+        return pass_number, tables[pass_number - first, place]
+
+    def _index(self, pass_number: Ints, place: Ints) -> Ints:
         if self.block == 1:
-            return pass_number, permuted(place, self.examples, key(self.seed, _ROWS, pass_number))
-        return pass_number, self._within_blocks(pass_number, place)
+            return permuted(place, self.examples, key(self.seed, _ROWS, pass_number))
+        return self._within_blocks(pass_number, place)
+
+    def _whole_pass(self, pass_number: int) -> Ints:
+        return self._index(np.array([pass_number]), np.arange(self.examples))
 
     def _within_blocks(self, pass_number: Ints, place: Ints) -> Ints:
         whole_blocks = self.examples // self.block

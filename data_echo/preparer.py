@@ -110,13 +110,12 @@ def stacked(examples: list[dict[str, Any]], where: str) -> Block:
     block = {}
     for name in examples[0]:
         try:
-            rows = [np.asarray(example[name]) for example in examples]
+            block[name] = np.stack([example[name] for example in examples])
         except KeyError:
             raise DataError(f"{where}: {name}: missing in some examples; every example has the same keys") from None
-        shapes = {row.shape for row in rows}
-        if len(shapes) > 1:
-            raise DataError(f"{where}: {name}: shapes {sorted(shapes)}; one shape for all (pad ragged ones)")
-        block[name] = np.stack(rows)
+        except ValueError:
+            shapes = sorted({np.shape(example[name]) for example in examples})
+            raise DataError(f"{where}: {name}: shapes {shapes}; one shape for all (pad ragged ones)") from None
     return block
 
 

@@ -106,7 +106,8 @@ class Segment:
 
     def _repeated(self, blocks: int) -> int:
         """Micro-batches that the last tap repeats of a lane's first blocks."""
-        return int(max(0, blocks) * self._last_share * self.block_batches)
+        share = self._last_share
+        return max(0, blocks) * self.block_batches * share.numerator // share.denominator
 
     def _last(self, period: int, lanes: Ints, numbers: Ints, echoes: Ints) -> np.ndarray:
         """Whether no later copy comes: so with the last tap, and with the one before it for what the last tap leaves out."""
