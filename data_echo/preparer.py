@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,12 +53,13 @@ class Workbench:
     """Does orders where it stands, for whichever process it lives in.
 
     Args:
-        task: gives the sources and prepares examples.
+        make_task: gives the task; called with the first order.
         seed: of the draws.
     """
 
-    def __init__(self, task: Prepares, seed: int) -> None:
-        self._task = task
+    def __init__(self, make_task: Callable[[], Prepares], seed: int) -> None:
+        self._make_task = make_task
+        self._task: Prepares | None = None
         self._seed = seed
         self._sources: dict[str, Source] = {}
 
@@ -68,21 +70,23 @@ class Workbench:
             ExampleError: an example could not be read or prepared.
             DataError: prepared examples do not fit together.
         """
-        source = self._source(order.split)
+        task, source = self._opened(order.split)
         passes, indices = order.pass_number.tolist(), order.index.tolist()
         prepared = []
         for pass_number, index, example in zip(passes, indices, self._examples(order, source), strict=True):
             draw = Draw(self._seed, "prepare", pass_number, index)
             try:
-                prepared.append(self._task.prepare(example, draw))
+                prepared.append(task.prepare(example, draw))
             except Exception as error:
                 raise _example_error(order.split, source, index, error) from error
         return stacked(prepared, f"{order.split}: prepare")
 
-    def _source(self, split: str) -> Source:
+    def _opened(self, split: str) -> tuple[Prepares, Source]:
+        if self._task is None:
+            self._task = self._make_task()
         if split not in self._sources:
             self._sources[split] = self._task.source(split)
-        return self._sources[split]
+        return self._task, self._sources[split]
 
     def _examples(self, order: Order, source: Source) -> list[Any]:
         indices = order.index.tolist()
@@ -133,7 +137,7 @@ class InlinePreparer:
     """
 
     def __init__(self, task: Prepares, seed: int) -> None:
-        self._workbench = Workbench(task, seed)
+        self._workbench = Workbench(lambda: task, seed)
 
     def order(self, order: Order) -> Order:
         return order

@@ -1,0 +1,132 @@
+"""Augmentations after the echo: one vectorised operation on a whole micro-batch, on its device.
+
+Images are uint8 or float [n, height, width, channels], as they are stored; `normalise` ends the chain with float32
+[n, channels, height, width]. Each takes the micro-batch's `Draws`, so an example's fate depends on (seed, pass, index, echo) and
+on the order of the calls, and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from data_echo.draws import Draws
+
+
+def crop(images: Tensor, draw: Draws, padding: int, size: int | None = None) -> Tensor:
+    """Pad with black, then cut out a window of the original size (or `size` squared) at a random place."""
+    height, width = (size, size) if size else images.shape[1:3]
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    top = draw.integers(0, padded.shape[1] - height + 1)
+    left = draw.integers(0, padded.shape[2] - width + 1)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # a view: [n, tops, lefts, channels, height, width]
+    picked = windows[torch.arange(len(images), device=images.device), top, left]
+    return picked.permute(0, 2, 3, 1)
+
+
+def flip(images: Tensor, draw: Draws, p: float = 0.5) -> Tensor:
+    """Mirror left to right with probability p."""
+    mirrored = draw.bernoulli(p)
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+
+
+def random_resized_crop(
+    images: Tensor,
+    draw: Draws,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """A window of random area and shape, resized to size x size: float32, in the images' range.
+
+    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`, cut down to the image where it does not fit (torchvision
+    tries ten times instead); bilinear, without antialiasing.
+    """
+    height, width = images.shape[1:3]
+    area = scale[0] + (scale[1] - scale[0]) * draw.uniform()
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    aspect = torch.exp(low + (high - low) * draw.uniform())
+    tall = torch.sqrt(area * (width / height) / aspect).clamp(max=1.0)  # shares of the image's height and width
+    wide = torch.sqrt(area * (height / width) * aspect).clamp(max=1.0)
+    down = (1 - tall) * (2 * draw.uniform() - 1)  # the window's centre; the image spans -1 to 1
+    right = (1 - wide) * (2 * draw.uniform() - 1)
+    zero = torch.zeros_like(tall)
+    affine = torch.stack([torch.stack([wide, zero, right], 1), torch.stack([zero, tall, down], 1)], 1)
+    grid = F.affine_grid(affine, [len(images), images.shape[3], size, size], align_corners=False)
+    picked = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
+    return picked.permute(0, 2, 3, 1)
+
+
+def colour(
+    images: Tensor, draw: Draws, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+) -> Tensor:
+    """Scale brightness, contrast and saturation by factors uniform in [1 - x, 1 + x]: float32, clipped to 0..255.
+
+    In this order; greys weigh red, green, blue as .299, .587, .114 (ITU-R BT.601).
+    """
+    images = images.float()
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    images = (images * _factor(draw, brightness)).clamp(0, 255)
+    mean = (images * weights).sum(3, keepdim=True).mean((1, 2), keepdim=True)
+    images = (mean + (images - mean) * _factor(draw, contrast)).clamp(0, 255)
+    grey = (images * weights).sum(3, keepdim=True)
+    return (grey + (images - grey) * _factor(draw, saturation)).clamp(0, 255)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images / 255 - mean) / std for each channel: float32 [n, channels, height, width]."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2).contiguous()
+
+
+def mixup(images: Tensor, draw: Draws, alpha: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """Blend each image with its partner. Zhang et al. 2018, arXiv:1710.09412v2.
+
+    Returns:
+        blended float32 images; int64 [n], each one's partner in the micro-batch; float32 [n], the share of the image itself:
+        the loss is share * loss(label) + (1 - share) * loss(label[partner]).
+    """
+    share, partner = _beta(draw, alpha), _partners(images)
+    weight = share[:, None, None, None]
+    return weight * images.float() + (1 - weight) * images[partner].float(), partner, share
+
+
+def cutmix(images: Tensor, draw: Draws, alpha: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Paste a rectangle of the partner into each image. Yun et al. 2019, arXiv:1905.04899v2.
+
+    Returns as `mixup` does; the share is that of the pixels left.
+    """
+    height, width = images.shape[1:3]
+    side = torch.sqrt(1 - _beta(draw, alpha))
+    inside = []
+    for length in (height, width):
+        half = (side * length).long() // 2
+        centre = draw.integers(0, length)
+        place = torch.arange(length, device=images.device)
+        inside.append((place >= (centre - half)[:, None]) & (place < (centre + half)[:, None]))
+    pasted = inside[0][:, :, None] & inside[1][:, None, :]
+    partner = _partners(images)
+    share = 1 - pasted.float().mean((1, 2))
+    return torch.where(pasted[..., None], images[partner], images), partner, share
+
+
+def _factor(draw: Draws, spread: float) -> Any:
+    return (1 + spread * (2 * draw.uniform() - 1))[:, None, None, None]
+
+
+def _partners(images: Tensor) -> Tensor:
+    """The next one: micro-batches are shuffled already."""
+    return torch.arange(len(images), device=images.device).roll(-1)
+
+
+def _beta(draw: Draws, alpha: float) -> Tensor:
+    """Beta(alpha, alpha), float32 [n], by Jöhnk's method (1964): the first of 32 trials that is accepted."""
+    x, y = (torch.log(1 - draw.uniform(32).double()) / alpha for _ in range(2))
+    total = torch.logaddexp(x, y)
+    first = (total <= 0).int().argmax(1, keepdim=True)
+    return torch.exp(x - total).gather(1, first)[:, 0].float()
