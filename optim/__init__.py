@@ -14,7 +14,15 @@ _HOME = {
     "Grouping": "grouping",
     "group_parameters": "grouping",
     "Rule": "rule",
+    "Adafactor": "rules.adafactor",
+    "AdaX": "rules.adax",
+    "Amos": "rules.amos",
+    "FunnelledSGDM": "rules.funnelled_sgdm",
     "LAMB": "rules.lamb",
+    "LARS": "rules.lars",
+    "Lion": "rules.lion",
+    "NovoGrad": "rules.novograd",
+    "SM3": "rules.sm3",
 }
 
 __all__ = sorted(_HOME)

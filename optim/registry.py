@@ -68,16 +68,13 @@ _FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in _FROM_TORCH
 @cache
 def rules() -> dict[str, type[Rule]]:
     """Our own rules by name: every `Rule` that a module of `optim.rules` defines, named like its module."""
-    found = {}
-    for module in pkgutil.iter_modules(optim.rules.__path__):
-        defined = vars(importlib.import_module(f"optim.rules.{module.name}")).values()
-        here = [
-            v
-            for v in defined
-            if inspect.isclass(v) and issubclass(v, Rule) and v.__module__.endswith(module.name)
-        ]
-        found |= {module.name: rule for rule in here}
-    return found
+    return {module.name: _rule_in(module.name) for module in pkgutil.iter_modules(optim.rules.__path__)}
+
+
+def _rule_in(module_name: str) -> type[Rule]:
+    module = importlib.import_module(f"optim.rules.{module_name}")
+    defined = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__]
+    return next(kind for kind in defined if issubclass(kind, Rule))
 
 
 @cache

@@ -1,37 +1,36 @@
-"""What every optimizer of ours has in common, so that its own file holds its paper's lines and nothing else."""
+"""What all optimizers of ours have in common, so that each one's file holds its paper's lines and nothing else."""
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from optim.engine import Engine, Layer, Reduce
+from optim.engine import Engine, EngineName, Reduce, chosen
 from optim.flattening import Flattening
-from optim.stage import Function, compute_dtype, stages_of
-
-EngineName = Literal["auto", "tensor", "rows", "compiled"]
+from optim.pieces import Layer
+from optim.stage import Function, compute_dtype, is_option, stages_of
 
 
 class Rule(Flattening):
     """An optimizer given by its mathematics.
 
-    A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in the order of
-    its constructor, and:
+    A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in the
+    order of its constructor, and:
 
-    * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per layer;
-      `scratch`: arrays like the parameter that one stage leaves for a later one;
+    * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
+      layer; `scratch`: arrays like the parameter that one stage leaves for a later one;
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
-    * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays by name and
-      return a dict: p, states and scratch are written, what the next stage asks for by name is summed over each layer.
-      The second, fourth, … `f(h, p2, …)` take vectors with one float64 number per layer: layer states are written,
-      everything else they return becomes a number `h.…` of the stages that follow.
+    * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays by
+      name and return a dict: p, states and scratch are written, what the next stage asks for by name is summed over
+      each layer. The second, fourth, … `f(h, p2, …)` take vectors with one float64 number per layer: layer states
+      are written, everything else they return becomes a number `h.…` of the stages that follow.
 
-    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten` (parameters and
-    gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is `h.adapt`.
+    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten`
+    (parameters and gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is `h.adapt`.
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
@@ -39,6 +38,8 @@ class Rule(Flattening):
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Function, ...]] = ()
+    shaped: ClassVar[bool] = False
+    """Whether the stages look at a tensor's dimensions, so that it must not be cut."""
 
     reduce: Reduce | None = None
     """Where layers are spread over processes: completes a matrix of sums in place, `reduce(sums, "sum")`."""
@@ -49,22 +50,22 @@ class Rule(Flattening):
         cls.hyper = {name: cls.__dict__[name] for name in inspect.get_annotations(cls)}
         for name in cls.hyper:
             delattr(cls, name)  # an attribute `optimizer.lr` would invite to set it, and change nothing
-        Argument = inspect.Parameter  # noqa: N806
         options: dict[str, Any] = {"maximize": False, "engine": "auto", "flatten": False}
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [Argument("params", Argument.POSITIONAL_OR_KEYWORD)]
+            [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
             + [
-                Argument(name, Argument.POSITIONAL_OR_KEYWORD, default=value)
+                _argument(name, value, inspect.Parameter.POSITIONAL_OR_KEYWORD)
                 for name, value in cls.hyper.items()
             ]
-            + [Argument(name, Argument.KEYWORD_ONLY, default=value) for name, value in options.items()]
+            + [_argument(name, value, inspect.Parameter.KEYWORD_ONLY) for name, value in options.items()]
         )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(type(self)).bind(*args, **kwargs)
         given.apply_defaults()
         hyper = given.arguments
-        params, flatten, self._choice = hyper.pop("params"), hyper.pop("flatten"), hyper.pop("engine")
+        params, flatten = hyper.pop("params"), hyper.pop("flatten")
+        self._choice: EngineName = hyper.pop("engine")
         self._engine: Engine | None = None
         super().__init__(params, hyper)
         self.flatten(flatten)
@@ -84,25 +85,19 @@ class Rule(Flattening):
         """Names and shapes of a parameter's state."""
         return dict.fromkeys(cls.elements, shape) | dict.fromkeys(cls.layer_states, torch.Size())
 
-    @classmethod
-    def check(cls, h: Mapping[str, Any]) -> None:
-        """Refuse hyperparameters out of range, in torch's words."""
-        for name, value in h.items():
-            refuse_out_of_range(name, value)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its missing hyperparameters are the constructor's."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        self.check({name: group[name] for name in self.hyper})
-        for p in group["params"]:
-            if p.is_complex():
-                raise ValueError(f"{type(self).__name__} does not support complex parameters")
+        for name in self.hyper:
+            _refuse_out_of_range(name, group[name])
+        if any(p.is_complex() for p in group["params"]):
+            raise ValueError(f"{type(self).__name__} does not support complex parameters")
         self._engine = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Move the weights once. Parameters without gradient are left alone, their states and step counts too."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the weights once. Parameters without gradient are left alone, with their states and step counts."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -110,13 +105,17 @@ class Rule(Flattening):
         self.settle()
         layers = self._layers()
         if layers:
-            if self._engine is None:
-                rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
-                self._engine = Engine(rounds, self.scratch)
+            self._engine = self._engine or self._new_engine(layers)
             self._engine.step(layers, self.reduce)
         return loss
 
+    def _new_engine(self, layers: Sequence[Layer]) -> Engine:
+        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
+        kind = chosen(self._choice, [layer.parameter for layer in layers])
+        return Engine(rounds, self.scratch, kind, self.flat, self.shaped)
+
     def _layers(self) -> list[Layer]:
+        """The parameters that have a gradient, with their numbers of this step."""
         layers = []
         known: dict[tuple[int, int], dict[str, Any]] = {}
         for number, group in enumerate(self.param_groups):
@@ -127,11 +126,12 @@ class Rule(Flattening):
                     raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
                 state = self.state[p] or self._begin(p, group)
                 t = state["step"] = state["step"] + 1
+                if p.numel() == 0:
+                    continue
                 if (number, t) not in known:
                     known[number, t] = self._numbers(group, t)
-                layers.append(
-                    Layer(p, p.grad, state, {**known[number, t], "numel": float(max(1, p.numel()))})
-                )
+                numbers = {**known[number, t], "numel": float(p.numel())}
+                layers.append(Layer(p, p.grad, state, numbers))
         return layers
 
     def _begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,23 +140,24 @@ class Rule(Flattening):
         state["step"] = 0
         dtype = compute_dtype(p)
         for name, shape in self.state_shapes(group, p.shape).items():
-            same = shape == p.shape
-            state[name] = torch.zeros_like(p, dtype=dtype) if same else p.new_zeros(shape, dtype=dtype)
+            alike = shape == p.shape
+            state[name] = torch.zeros_like(p, dtype=dtype) if alike else p.new_zeros(shape, dtype=dtype)
         return state
 
     def _numbers(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """A group's hyperparameters, pairs apart (betas: beta1, beta2), and the rule's own numbers of step t."""
         numbers: dict[str, Any] = {"adapt": bool(group.get("adapt", True)), "maximize": group["maximize"]}
         for name in self.hyper:
             value = group[name]
             if isinstance(value, (tuple, list)):
-                stem = name.removesuffix("s") if name == "betas" else name
+                stem = "beta" if name == "betas" else name
                 numbers |= {f"{stem}{i}": v for i, v in enumerate(value, start=1)}
             else:
                 numbers[name] = value.reshape(()) if isinstance(value, Tensor) else value
         return numbers | self.numbers(SimpleNamespace(**numbers), t)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load torch's form. States keep the dtype that they are computed in: torch's own load casts fp32 states down."""
+        """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down."""
         final: dict[str, Any] = {}
         last_hook = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
         try:
@@ -179,19 +180,22 @@ class Rule(Flattening):
         self._engine = None
 
 
-def refuse_out_of_range(name: str, value: Any) -> None:
+def _argument(name: str, default: Any, kind: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, kind, default=default)
+
+
+def _refuse_out_of_range(name: str, value: Any) -> None:
     """Raise torch's error for a hyperparameter that no rule can work with."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
-        return
-    if name == "lr" and value is not None and not 0.0 <= value:
+    elif name == "lr" and value is not None and not value >= 0.0:
         raise ValueError(f"Invalid learning rate: {value}")
-    if name == "betas":
+    elif name == "betas":
         for index, beta in enumerate(value):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
-    if name in ("eps", "weight_decay", "momentum", "max_grad_norm", "trust_coefficient"):
+    elif name in ("eps", "weight_decay", "momentum", "max_grad_norm", "trust_coefficient"):
         for number in value if isinstance(value, (tuple, list)) else [value]:
-            if number is not None and not (0.0 <= number < math.inf):
+            if number is not None and not 0.0 <= number < math.inf:
                 raise ValueError(f"Invalid {name} value: {number}")

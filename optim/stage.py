@@ -1,4 +1,4 @@
-"""One stage of a rule: a function in the paper's letters, together with what an engine must know to run it."""
+"""One stage of a rule: a function in the paper's letters, and what an engine must know to run it."""
 
 import inspect
 from collections import namedtuple
@@ -6,47 +6,64 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from torch import Tensor, float32, float64
+import torch
+from torch import Tensor
 
 Values = dict[str, Tensor]
 Function = Callable[..., Values]
 
 
-def compute_dtype(tensor: Tensor) -> Any:
-    """The dtype in which a parameter's mathematics and state are kept: float32, or float64 for float64 parameters."""
-    return float64 if tensor.dtype == float64 else float32
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of a parameter's mathematics and state: float32, or float64 for float64 parameters."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def is_option(value: Any) -> bool:
+    """Whether a hyperparameter steers the rule (a flag, a word, None) rather than being a number in it."""
+    return value is None or isinstance(value, (bool, str))
 
 
 class Stage:
-    """A function of parameters' numbers `f(h, p, g, …) -> {name: values}`.
+    """A function of parameters' numbers, `f(h, p, g, …) -> {name: values}`.
 
-    `takes` names its arrays, `sums` those of its results that are summed over each layer; all other results are written
-    into the arrays of their names. `mentions` are the attributes that its source reads: which numbers of `h` it needs.
+    `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are summed over
+    each layer; all others are written into the arrays of their names. `mentions` are the attributes that its source
+    reads: the numbers of `h` that it can need.
     """
 
     def __init__(self, function: Function, sums: tuple[str, ...]) -> None:
         self.function = function
-        self.takes = _arguments(function)
+        self.takes = arguments(function)
+        self.family = inspect.getfullargspec(function).varargs
         self.sums = sums
-        self.mentions = frozenset(function.__code__.co_names)
+        self.mentions = frozenset(function.__code__.co_names) | {"maximize"}
 
-    def run(
-        self, arrays: Mapping[str, Tensor | None], numbers: Mapping[str, Any], over_rows: bool
-    ) -> list[Tensor]:
-        """Work on one piece and return its sums: one per row, or one for the whole piece.
+    def pick(self, numbers: Mapping[str, Any]) -> Any:
+        """The `h` of this stage: of all numbers, those that it can need."""
+        names = tuple(name for name in numbers if name in self.mentions)
+        return _numbers_type(names)(*(numbers[name] for name in names))
+
+    def run(self, h: Any, arrays: Mapping[str, Tensor], by_row: bool = False) -> list[Tensor]:
+        """Work on one piece and return its sums: of each row, or of the whole piece.
 
         Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The gradient is only
         read.
         """
-        inputs = {name: _widened(arrays[name]) for name in self.takes}
-        if numbers["maximize"] and "g" in inputs:
-            inputs["g"] = -inputs["g"]
-        h = _numbers_type(tuple(numbers))(**numbers)
+        names = [*self.takes]
+        if self.family is not None:
+            names += [name for name in arrays if name.startswith(self.family)]
+        inputs = {name: self._read(arrays.get(name)) for name in names}
+        if h.maximize and "g" in inputs:
+            inputs["g"] = -inputs["g"]  # type: ignore[operator]
         values = self.function(h, *inputs.values())
         for name, value in values.items():
             if name not in self.sums:
                 arrays[name].copy_(value)
-        return [values[name].sum(-1) if over_rows else values[name].sum() for name in self.sums]
+        return [values[name].sum(-1) if by_row else values[name].sum() for name in self.sums]
+
+    @staticmethod
+    def _read(array: Tensor | None) -> Tensor | None:
+        return None if array is None else array.to(compute_dtype(array))
 
 
 def stages_of(
@@ -56,19 +73,16 @@ def stages_of(
     pairs = []
     for at in range(0, len(functions), 2):
         judge = functions[at + 1] if at + 1 < len(functions) else None
-        asked = _arguments(judge) if judge else ()
-        pairs.append((Stage(functions[at], tuple(name for name in asked if name not in layer_states)), judge))
+        asked = arguments(judge) if judge else ()
+        pairs.append((Stage(functions[at], tuple(n for n in asked if n not in layer_states)), judge))
     return pairs
+
+
+def arguments(function: Function) -> tuple[str, ...]:
+    """The names that a rule's function takes beside `h`."""
+    return tuple(inspect.getfullargspec(function).args[1:])
 
 
 @cache
 def _numbers_type(names: tuple[str, ...]) -> Any:
-    return namedtuple("h", names)  # noqa: PYI024 (the names are known only here)
-
-
-def _arguments(function: Function) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
-def _widened(array: Tensor | None) -> Tensor | None:
-    return None if array is None else array.to(compute_dtype(array))
+    return namedtuple("h", names)

@@ -1,0 +1,111 @@
+"""How the arrays of layers are cut into the pieces that one call of a stage works on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from optim.flat import ROW, Flat, is_dense, rows_of
+from optim.stage import is_option
+
+BLOCK_ROWS = 32
+"""Rows per block of the engine without a compiler: all temporaries of a rule fit into a core's cache."""
+
+TABLE_ROWS = 16
+"""Rows from which a call of compiled code is worth its overhead."""
+
+Arrays = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Layer:
+    """One parameter that takes part in a step, with its state and its numbers `h` of this step."""
+
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    numbers: dict[str, Any]
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The hyperparameters that are no numbers: layers share a table only where they agree in them."""
+        return tuple(value for value in self.numbers.values() if is_option(value))
+
+
+@dataclass(slots=True)
+class Piece:
+    """Arrays for one call of a stage.
+
+    Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows, 1024] of layers
+    from there on, each with its number of rows: a sum for each row. `h` holds a table's numbers by stage.
+    """
+
+    layer: int
+    arrays: Arrays
+    spans: tuple[int, ...] = ()
+    h: dict[Any, Any] = field(default_factory=dict)
+
+
+def whole(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer in one piece, each tensor in its own shape."""
+    yield Piece(number, arrays)
+
+
+def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer in blocks of 32 rows of 1024, where its arrays agree in their order of memory; else whole."""
+    lines = _lines(arrays)
+    size = BLOCK_ROWS * ROW
+    if lines is None or lines["p"].numel() <= size:
+        yield Piece(number, arrays)
+        return
+    for start in range(0, lines["p"].numel(), size):
+        yield Piece(number, {name: line[start : start + size] for name, line in lines.items()})
+
+
+def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer as a table of its full rows and the rest behind them; in blocks where that is too small a table."""
+    lines = _lines(arrays)
+    rows = 0 if lines is None else lines["p"].numel() // ROW
+    if lines is None or rows < TABLE_ROWS:
+        yield from blocks(number, arrays)
+        return
+    yield Piece(number, {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}, (rows,))
+    if rows * ROW < lines["p"].numel():
+        yield Piece(number, {name: x[rows * ROW :] for name, x in lines.items()})
+
+
+def tables(layers: Sequence[Layer], flat: Flat, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
+    """Flat layers as few tables: one for each run of neighbours in a buffer that agree in their options."""
+    at = 0
+    for _, run in groupby(_neighbours(layers, flat), key=lambda pair: pair[0]):
+        members = [layer for _, layer in run]
+        buffer, start, _ = flat.place(members[0].parameter)
+        spans = tuple(rows_of(layer.parameter.numel()) for layer in members)
+        end = start + sum(spans) * ROW
+        held = [name for name in buffers if name not in layers[0].state or name in members[0].state]
+        yield Piece(at, {name: buffers[name][buffer][start:end].view(-1, ROW) for name in held}, spans)
+        at += len(members)
+
+
+def _neighbours(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[tuple[Any, ...], Layer]]:
+    """Each layer with what it shares with those that can stand in one table with it."""
+    run, expected = 0, 0
+    for layer in layers:
+        buffer, start, numel = flat.place(layer.parameter)
+        run += start != expected
+        expected = start + rows_of(numel) * ROW
+        yield (buffer, run, layer.options, tuple(layer.state)), layer
+
+
+def _lines(arrays: Arrays) -> Arrays | None:
+    """Arrays shaped like the parameter as 1-D views in their common order of memory; None if they have none."""
+    p = arrays["p"]
+    alike = {name: x for name, x in arrays.items() if x.shape == p.shape}
+    if not is_dense(p) or any(x.stride() != p.stride() for x in alike.values()):
+        return None
+    return {name: x.as_strided((x.numel(),), (1,)) for name, x in alike.items()}
+
+
+Cut = Callable[[int, Arrays], Iterator[Piece]]
