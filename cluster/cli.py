@@ -82,6 +82,8 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
     from cluster import launch
 
     prepared = driver.prepare(recipe, overrides, screen)
+    if not launch.address_of(address):
+        launch.refuse_what_does_not_fit(prepared.recipe)
     return driver.train(prepared, launch.on(address), screen, resume=resume, keep_noise=True)
 
 
