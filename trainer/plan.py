@@ -8,6 +8,7 @@ from typing import Any
 from trainer import schedule
 from trainer.errors import Problem, RecipeError
 from trainer.recipe import Recipe
+from trainer.schedule import Stages
 from trainer.task import SPLITS, Task, load
 
 
@@ -17,8 +18,10 @@ class Plan:
 
     recipe: Recipe
     examples: dict[str, int]  # by split
+    stages: Stages
     steps: int
-    total_examples: int  # of the schedules; the last step may go past it
+    total_examples: int  # the length that the schedules are stretched over
+    served_examples: int  # at the end of the last step, which may go past the total
     fresh_examples: int
     peak_lr: float
     warmup_examples: int
@@ -27,76 +30,93 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per step, K."""
+        """Micro-batches per step at `batch.size`, K."""
         return self.recipe.batch.size // self.recipe.batch.micro
 
     def micro_batches_at(self, served: int) -> int:
         """Micro-batches of the step that follows `served` examples."""
-        return self.micro_batches
+        return self.stages.at(served).batch_size // self.recipe.batch.micro
 
     @property
-    def served_examples(self) -> int:
-        """Examples served at the end of the last step."""
-        return self.steps * self.recipe.batch.size
+    def most_micro_batches(self) -> int:
+        """Micro-batches of the largest step."""
+        return max(self.recipe.batch.sizes) // self.recipe.batch.micro
 
     @property
     def largest_workers(self) -> int:
         """The most workers that each have something to do in every step."""
-        return min(self.micro_batches, self.recipe.batch.lanes)
+        return min(min(self.recipe.batch.sizes) // self.recipe.batch.micro, self.recipe.batch.lanes)
 
     @property
     def busiest_share(self) -> float:
         """The share of a step's micro-batches that its busiest worker computes, in the mean over steps."""
-        return busiest_share(self.micro_batches, self.recipe.batch.lanes, self.recipe.run.workers)
+        return self._busiest_share(self.recipe.batch.size)
 
     def lines(self) -> list[str]:
         """The plan for the screen, one aligned line per question."""
-        rows = [*self._batch_rows(), *self._schedule_rows(), *self._data_rows()]
+        rows = [*self._model_rows(), *self._batch_rows(), *self._rate_rows(), *self._data_rows()]
         width = max(len(title) for title, _ in rows)
         return [f"{title:<{width}}  {text}" for title, text in rows]
 
-    def _batch_rows(self) -> list[tuple[str, str]]:
-        batch, run = self.recipe.batch, self.recipe.run
+    def _busiest_share(self, batch_size: int) -> float:
+        batch = self.recipe.batch
+        return busiest_share(batch_size // batch.micro, batch.lanes, self.recipe.run.workers)
+
+    def _model_rows(self) -> list[tuple[str, str]]:
+        rule, weights, state = (
+            self.recipe.optimizer.name,
+            _bytes(4 * self.parameters),
+            _bytes(self.state_bytes),
+        )
         return [
             ("run", f"{self.recipe.name}: {self.recipe.task.use}, seed {self.recipe.seed}"),
-            ("model", f"{self.parameters:,} parameters; {_bytes(4 * self.parameters)} of weights"),
-            ("optimizer", f"{self.recipe.optimizer.name}; {_bytes(self.state_bytes)} of state per worker"),
-            (
-                "batch",
-                f"{batch.size:,} = {self.micro_batches} micro-batches of {batch.micro}; {batch.lanes} lanes",
-            ),
-            (
-                "workers",
-                f"{run.workers} of at most {self.largest_workers}; "
-                f"the busiest computes {self.busiest_share:.0%} of each step",
-            ),
+            ("model", f"{self.parameters:,} parameters: {weights} of weights, {state} of {rule} state"),
         ]
 
-    def _schedule_rows(self) -> list[tuple[str, str]]:
-        scale, warmup = self.recipe.schedule.scale, self.recipe.schedule.warmup
+    def _batch_rows(self) -> list[tuple[str, str]]:
+        batch, workers = self.recipe.batch, self.recipe.run.workers
+        pieces = f"{self.micro_batches} micro-batches of {batch.micro}, dealt to {batch.lanes} lanes"
+        share = "" if batch.growth else f"; the busiest computes {self.busiest_share:.0%} of each step"
+        rows = [
+            ("batch", f"{batch.size:,} = {pieces}"),
+            ("workers", f"{workers} of at most {self.largest_workers}{share}"),
+        ]
+        if batch.growth:
+            shares = [
+                f"{stage.batch_size:,} from {stage.start:,} on ({self._busiest_share(stage.batch_size):.0%})"
+                for stage in self.stages.stages
+            ]
+            shown = shares if len(shares) <= 4 else [*shares[:2], "…", shares[-1]]
+            rows.append(("batch growth", f"{', '.join(shown)}; the share is the busiest worker's"))
+        return rows
+
+    def _rate_rows(self) -> list[tuple[str, str]]:
+        schedule = self.recipe.schedule
+        scale, warmup, cooldown = schedule.scale, schedule.warmup, schedule.cooldown
         base = f"{self.recipe.optimizer.hyper['lr']:g}"
         rule = (
-            f" = {base} scaled from batch {scale.base_batch} by rule {scale.rule}" if scale.base_batch else ""
+            f" = {base} scaled from batch {scale.base_batch} by rule {scale.rule}"
+            if scale.rule != "none"
+            else ""
         )
-        way = f"{warmup.shape} over {self.warmup_examples:,} examples ({warmup})" if warmup else "none"
+        up = f"{warmup.shape} over {self.warmup_examples:,} examples ({warmup})" if warmup else "none"
+        down = f", {cooldown.shape} cool-down over the last {cooldown}" if cooldown else ""
         epochs = self.served_examples / self.examples["train"]
         return [
             ("learning rate", f"{self.peak_lr:.4g}{rule}"),
-            ("warm-up", way),
-            ("decay", self.recipe.schedule.decay.shape),
+            ("warm-up", up),
+            ("decay", f"{schedule.decay.shape}{down}"),
             ("steps", f"{self.steps:,}, serving {self.served_examples:,} examples ({epochs:.4g} epochs)"),
         ]
 
     def _data_rows(self) -> list[tuple[str, str]]:
         echo = self.recipe.echo
-        sizes = ", ".join(f"{self.examples[split]:,} {split}" for split in SPLITS)
         passes = self.fresh_examples / self.examples["train"]
-        before, after = "source and prepare (pool)", "augment, forward and backward (worker)"
-        middle = f"echo × {echo.factor:g}" if echo.factor > 1 else "no echo"
+        middle = f"echo × {echo.factor:g} (of {echo.capacity:,} examples)" if echo.factor > 1 else "no echo"
         return [
-            ("data", sizes),
+            ("data", ", ".join(f"{self.examples[split]:,} {split}" for split in SPLITS)),
             ("fresh examples", f"{self.fresh_examples:,} ({passes:.4g} passes over the training data)"),
-            ("stages", f"{before} → {middle} → {after}"),
+            ("stages", f"pool: source, prepare → {middle} → worker: augment, forward, backward"),
         ]
 
 
@@ -110,24 +130,25 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
         raise RecipeError([recipe.problem(p.key, p.wrong, p.right) for p in error.problems]) from error
     examples = _count_examples(recipe, task)
     n = examples["train"]
-    _refuse_large_batch(recipe, n)
+    _refuse_large_batches(recipe, n)
     parameters = _parameters(recipe, task)
-    total = schedule.in_examples(
-        recipe.train, examples_per_epoch=n, total_examples=0, batch_size=recipe.batch.size
-    )
-    steps = math.ceil(total / recipe.batch.size)
+    size = recipe.batch.size
+    total = schedule.in_examples(recipe.train, examples_per_epoch=n, total_examples=0, batch_size=size)
     rate = schedule.LearningRate(recipe, n, total)
+    stages = schedule.Stages(recipe, n, total)
+    _refuse_idle_stages(recipe, stages, total)
+    steps, served = stages.steps(total)
     return Plan(
         recipe=recipe,
         examples=examples,
+        stages=stages,
         steps=steps,
         total_examples=total,
-        fresh_examples=echo_schedule(recipe, n).fresh_served(
-            steps * (recipe.batch.size // recipe.batch.micro)
-        ),
+        served_examples=served,
+        fresh_examples=echo_schedule(recipe, n).fresh_served(served // recipe.batch.micro),
         peak_lr=rate.peak,
         warmup_examples=rate.warmup_examples,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(parameter.numel() for parameter in parameters),
         state_bytes=optim.state_bytes(recipe.optimizer.name, parameters, **recipe.optimizer.hyper),
     )
 
@@ -179,16 +200,22 @@ def _count_examples(recipe: Recipe, task: Task) -> dict[str, int]:
     return examples
 
 
-def _refuse_large_batch(recipe: Recipe, train_examples: int) -> None:
-    if recipe.batch.size > train_examples:
-        largest = train_examples // recipe.batch.micro * recipe.batch.micro
-        right = (
-            f"the largest that fits is {largest}"
-            if largest
-            else f"micro {recipe.batch.micro} does not fit either"
-        )
-        wrong = f"is {recipe.batch.size}, and the training data has {train_examples} examples"
-        raise RecipeError([recipe.problem("batch.size", wrong, right)])
+def _refuse_large_batches(recipe: Recipe, train_examples: int) -> None:
+    batch, largest = recipe.batch, max(recipe.batch.sizes)
+    if largest > train_examples:
+        fits = train_examples // batch.micro * batch.micro
+        right = f"the largest that fits is {fits}" if fits else f"micro {batch.micro} does not fit either"
+        key, wrong = ("batch.size", "is") if largest == batch.size else ("batch.growth", "grows to")
+        wrong = f"{wrong} {largest}, and there are {train_examples} training examples"
+        raise RecipeError([recipe.problem(key, wrong, right)])
+
+
+def _refuse_idle_stages(recipe: Recipe, stages: Stages, total_examples: int) -> None:
+    starts = [stage.start for stage in stages.stages]
+    if sorted(set(starts)) != starts or starts[-1] >= total_examples:
+        wrong = f"its stages begin at examples {', '.join(map(str, starts))} of {total_examples}"
+        right = "let each begin after the one before it, and before the end"
+        raise RecipeError([recipe.problem("batch.growth", wrong, right)])
 
 
 def _parameters(recipe: Recipe, task: Task) -> list[Any]:

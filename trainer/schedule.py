@@ -1,26 +1,32 @@
-"""Learning rate over the run: pure functions of the examples served; no number of workers enters.
+"""Learning rate and batch over the run: pure functions of the examples served; no number of workers enters.
 
 Formulas: Goyal et al. 2017 (arXiv:1706.02677) for the linear rule and its warm-up, Hoffer et al. 2017
-(arXiv:1705.08741) for the square root, MLPerf's reference for the polynomial with its `plus_one` form.
+(arXiv:1705.08741) for the square root, MLPerf's reference for the polynomial with its `plus_one` form, Smith
+et al. 2018 (arXiv:1711.00489) for a batch that grows instead of a rate that falls.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
+from typing import NamedTuple
 
-from trainer.recipe import (
+from trainer.lengths import Length
+from trainer.recipe import Recipe
+from trainer.shapes import (
     CosineDecay,
     ExponentialDecay,
-    Length,
+    MultiplyGrowth,
     PolynomialDecay,
-    Recipe,
+    RampGrowth,
     Scale,
     StepDecay,
+    StepsGrowth,
     WarmUp,
 )
 
 
 def in_examples(length: Length, *, examples_per_epoch: int, total_examples: int, batch_size: int) -> int:
-    """A length in served examples, rounded to a whole one."""
+    """A length in served examples, rounded to a whole one. A step counts as `batch_size` examples."""
     if length.examples is not None:
         return length.examples
     if length.epochs is not None:
@@ -36,64 +42,112 @@ def scaled(scale: Scale, lr: float, batch_size: int) -> float:
     return lr * (batch_size / (scale.base_batch or batch_size)) ** power
 
 
-class LearningRate:
-    """The rate of each step. `warmup_examples` and `peak` are what the plan shows."""
+class Stage(NamedTuple):
+    """A stretch of the run with one batch. `rate` makes up for what the batch could not grow."""
+
+    start: int  # examples served before it
+    batch_size: int
+    rate: float = 1.0
+
+
+class Stages:
+    """The batch over the run. A step begins with the batch of the stage that its first example lies in."""
 
     def __init__(self, recipe: Recipe, examples_per_epoch: int, total_examples: int) -> None:
-        self._recipe = recipe
-        self._size = {
-            "examples_per_epoch": examples_per_epoch,
-            "total_examples": total_examples,
-            "batch_size": recipe.batch.size,
-        }
+        batch, growth = recipe.batch, recipe.batch.growth
+        sizes, rates = batch.sizes, [1.0] * len(batch.sizes)
+        starts = [0]
+
+        def examples(length: Length) -> int:
+            return in_examples(
+                length,
+                examples_per_epoch=examples_per_epoch,
+                total_examples=total_examples,
+                batch_size=batch.size,
+            )
+
+        if isinstance(growth, MultiplyGrowth | StepsGrowth):
+            starts += [examples(milestone) for milestone in growth.at]
+        elif isinstance(growth, RampGrowth):
+            starts = [examples(growth.over) * stage // (len(sizes) - 1) for stage in range(len(sizes))]
+        if isinstance(growth, MultiplyGrowth):
+            rates = [size / (batch.size * growth.factor**stage) for stage, size in enumerate(sizes)]
+        self.stages = tuple(map(Stage, starts, sizes, rates))
+
+    def at(self, served: int) -> Stage:
+        """The stage of the step that follows `served` examples."""
+        return self.stages[bisect_right(self.stages, served, key=lambda stage: stage.start) - 1]
+
+    def steps(self, total_examples: int) -> tuple[int, int]:
+        """The steps that serve at least `total_examples`, and the examples that they serve."""
+        steps = served = 0
+        ends = [*(stage.start for stage in self.stages[1:]), total_examples]
+        for stage, end in zip(self.stages, ends, strict=True):
+            more = max(0, math.ceil((min(end, total_examples) - served) / stage.batch_size))
+            steps, served = steps + more, served + more * stage.batch_size
+        return steps, served
+
+
+class LearningRate:
+    """The rate of each step. `peak` and `warmup_examples` are what the plan shows."""
+
+    def __init__(self, recipe: Recipe, examples_per_epoch: int, total_examples: int) -> None:
         schedule = recipe.schedule
-        self.peak = scaled(schedule.scale, recipe.optimizer.hyper["lr"], recipe.batch.size)
+        self._schedule = schedule
+        self._batch_size = recipe.batch.size
+        self._examples_per_epoch = examples_per_epoch
+        self._stages = Stages(recipe, examples_per_epoch, total_examples)
         self.total_examples = total_examples
+        self.peak = scaled(schedule.scale, recipe.optimizer.hyper["lr"], recipe.batch.size)
         self.warmup_examples = self._examples(schedule.warmup) if schedule.warmup else 0
         self._decay = self._decay_function()
+        self._cooling = self._cooling_function()
 
     def rate(self, served_before: int, batch_size: int) -> float:
         """The rate of the step of `batch_size` examples after `served_before` served ones.
 
-        Warm-up is taken at the step's end, so that the first step moves; decay at its start, so that the
-        last one does.
+        Warm-up is taken at the step's end, so that the first step moves; decay at its start, so that the last
+        one does.
         """
-        warmth = 1.0
-        warmup = self._recipe.schedule.warmup
+        warmup = self._schedule.warmup
+        factor = (
+            self._stages.at(served_before).rate * self._decay(served_before) * self._cooling(served_before)
+        )
         if warmup and served_before + batch_size < self.warmup_examples:
-            warmth = warm(warmup, (served_before + batch_size) / self.warmup_examples)
-        return self.peak * warmth * self._decay(served_before) * self._cooling(served_before)
+            factor *= warm(warmup, (served_before + batch_size) / self.warmup_examples)
+        return self.peak * factor
 
     def _examples(self, length: Length) -> int:
-        return in_examples(length, **self._size)
+        return in_examples(
+            length,
+            examples_per_epoch=self._examples_per_epoch,
+            total_examples=self.total_examples,
+            batch_size=self._batch_size,
+        )
 
-    def _progress(self, served: int, start: int, length: int) -> float:
-        return min(1.0, max(0, served - start) / max(1, length))
-
-    def _cooling(self, served: int) -> float:
-        cooldown = self._recipe.schedule.cooldown
+    def _cooling_function(self) -> Callable[[int], float]:
+        cooldown = self._schedule.cooldown
         if cooldown is None:
-            return 1.0
+            return lambda served: 1.0
         length = self._examples(cooldown)
-        progress = self._progress(served, self.total_examples - length, length)
-        return _between(1 - (progress if cooldown.shape == "linear" else math.sqrt(progress)), cooldown.end)
+        progress = _progress(self.total_examples - length, length)
+        if cooldown.shape == "sqrt":
+            return lambda served: _between(1 - math.sqrt(progress(served)), cooldown.end)
+        return lambda served: _between(1 - progress(served), cooldown.end)
 
     def _decay_function(self) -> Callable[[int], float]:
         """The way down as a function of the examples served."""
-        decay = self._recipe.schedule.decay
+        decay = self._schedule.decay
         start, length = self.warmup_examples, self.total_examples - self.warmup_examples
         if isinstance(decay, StepDecay):
             milestones = [self._examples(milestone) for milestone in decay.at]
             return lambda served: decay.factor ** sum(served >= milestone for milestone in milestones)
         if isinstance(decay, CosineDecay):
-            return lambda served: _between(
-                (1 + math.cos(math.pi * self._progress(served, start, length))) / 2, decay.end
-            )
+            progress = _progress(start, length)
+            return lambda served: _between((1 + math.cos(math.pi * progress(served))) / 2, decay.end)
         if isinstance(decay, PolynomialDecay):
-            span = length + (self._recipe.batch.size if decay.plus_one else 0)
-            return lambda served: _between(
-                (1 - self._progress(served, start, span)) ** decay.power, decay.end
-            )
+            progress = _progress(start, length + (self._batch_size if decay.plus_one else 0))
+            return lambda served: _between((1 - progress(served)) ** decay.power, decay.end)
         if isinstance(decay, ExponentialDecay):
             held, every = start + self._examples(decay.hold), self._examples(decay.every)
             return lambda served: max(decay.end, decay.factor ** (max(0, served - held) / every))
@@ -109,6 +163,11 @@ def warm(warmup: WarmUp, progress: float) -> float:
     if warmup.shape == "cosine":
         return _between((1 - math.cos(math.pi * progress)) / 2, warmup.start)
     return _between(progress**warmup.power, warmup.start)
+
+
+def _progress(start: int, length: int) -> Callable[[int], float]:
+    """From 0 at `start` to 1 after `length` examples, and level on both sides."""
+    return lambda served: min(1.0, max(0, served - start) / max(1, length))
 
 
 def _between(height: float, floor: float) -> float:

@@ -72,7 +72,7 @@ def load(section: TaskSection) -> Task:
 
 def make(use: str, with_: dict[str, Any]) -> Task:
     """`load` with plain arguments: `functools.partial(make, use, with_)` travels to other processes."""
-    return load(TaskSection(use=use, with_=with_))
+    return load(TaskSection.model_validate({"use": use, "with": with_}))
 
 
 def refuse_shadows(folder: Path) -> None:

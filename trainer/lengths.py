@@ -1,0 +1,96 @@
+"""What every section of a recipe is made of: its strictness, its simple types, and lengths of training."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys, wrong types, infinities and later changes are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        validate_by_name=True,
+        serialize_by_alias=True,
+    )
+
+
+def refuse(wrong: str, right: str, key: str = "") -> PydanticCustomError:
+    """An error of a section's validator, in the two halves of every message, at one of the section's keys."""
+    return PydanticCustomError("refused", "{wrong}; {right}", {"wrong": wrong, "right": right, "key": key})
+
+
+class Length(Section):
+    """A length of training, in exactly one unit. An epoch serves as many examples as the data has."""
+
+    UNITS: ClassVar[tuple[str, ...]] = ("examples", "epochs", "steps", "share")
+
+    examples: Natural | None = Field(
+        default=None, description="examples served to the model, echoes included"
+    )
+    epochs: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="times the training data's length"
+    )
+    steps: Natural | None = Field(default=None, description="updates of `batch.size` examples each")
+    share: Share | None = Field(default=None, description="share of the whole training, from 0 to 1")
+
+    @property
+    def unit(self) -> str:
+        """The one unit that is given."""
+        return next(unit for unit in self.UNITS if getattr(self, unit) is not None)
+
+    def __str__(self) -> str:
+        return f"{getattr(self, self.unit):g} {self.unit}"
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Length":
+        given = [unit for unit in self.UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            raise refuse(f"gives {' and '.join(given) or 'no unit'}", f"give one of {', '.join(self.UNITS)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_other_units(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            key: value for key, value in handler(self).items() if value is not None or key not in self.UNITS
+        }
+
+
+Milestones = Annotated[tuple[Length, ...], Field(strict=False, min_length=1)]
+
+
+class Interval(Length):
+    """A length that is not zero."""
+
+    @model_validator(mode="after")
+    def _not_zero(self) -> "Interval":
+        if not getattr(self, self.unit):
+            raise refuse(f"is 0 {self.unit}", "give more than 0")
+        return self
+
+
+class SavingInterval(Interval):
+    """A length or a time: saving a checkpoint changes nothing, so a clock may decide when."""
+
+    UNITS: ClassVar = (*Length.UNITS, "minutes")
+
+    minutes: Positive | None = Field(default=None, description="minutes of wall time")
