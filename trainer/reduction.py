@@ -21,11 +21,19 @@ BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small en
 
 
 class FlatGradients(Protocol):
-    """What a reduction needs of `optim`'s flat buffers."""
+    """Gradients in one buffer per device and dtype, each parameter's `.grad` a view into it."""
 
     gradients: Sequence[Tensor]
 
     def place(self, parameter: Tensor) -> tuple[int, int, int]: ...
+
+
+class Flattened(Protocol):
+    """What a reduction needs of an optimizer. It asks every step: loading a state may lay the buffers out
+    anew.
+    """
+
+    flat: FlatGradients
 
 
 class Reduction(Protocol):
@@ -54,11 +62,13 @@ class FastReduction:
     """
 
     def __init__(
-        self, group: Group, flat: FlatGradients, parameters: Sequence[nn.Parameter], statistics: int
+        self, group: Group, optimizer: Flattened, parameters: Sequence[nn.Parameter], statistics: int
     ):
-        self.group = group
+        self.group, self.optimizer, self.parameters = group, optimizer, parameters
         self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
-        self.buckets, self.bucket_of = _buckets(flat, parameters)
+        self.flat: FlatGradients | None = None
+        self.buckets: list[Tensor] = []
+        self.bucket_of: dict[Tensor, int] = {}
         self.missing: list[int] = []
         self.sent: list[dist.Work | None] = []
         self.last = False
@@ -68,6 +78,9 @@ class FastReduction:
 
     def begin(self) -> None:
         self.statistics.zero_()
+        if self.optimizer.flat is not self.flat:
+            self.flat = self.optimizer.flat
+            self.buckets, self.bucket_of = _buckets(self.flat, self.parameters)
         self.missing = [0] * len(self.buckets)
         for bucket in self.bucket_of.values():
             self.missing[bucket] += 1
@@ -112,9 +125,10 @@ class ExactReduction:
     `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
     """
 
-    def __init__(self, group: Group, flat: FlatGradients, statistics: int, micro_batches: int):
-        self.group, self.buffers = group, flat.gradients
-        self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in self.buffers]
+    def __init__(self, group: Group, optimizer: Flattened, statistics: int, micro_batches: int):
+        self.group, self.optimizer = group, optimizer
+        buffers = optimizer.flat.gradients
+        self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
         self.statistics = FixedPointSum(statistics, micro_batches, group.device)
 
     def begin(self) -> None:
@@ -126,12 +140,12 @@ class ExactReduction:
 
     def add(self, statistics: Tensor) -> None:
         self.statistics.add(statistics)
-        for buffer, total in zip(self.buffers, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             total.add(buffer)
             buffer.zero_()
 
     def finish(self) -> Tensor:
-        for buffer, total in zip(self.buffers, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             buffer.copy_(total.over(self.group))
         return self.statistics.over(self.group)
 

@@ -74,27 +74,27 @@ class Training:
             "stacking": self.passes.stacking.to_dict(),
         }
 
-    def restore(self, state: State) -> None:
-        """Go on from a saved state; the number of workers may be another one."""
-        self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
-        _load_named_state(self.optimizer, self.names, state["optimizer"])
-        self.passes.stacking = Stacking(**state["stacking"])
-
 
 def build(
     recipe: Recipe, plan: Plan, task: Task, group: Group, preparer: Preparer, state: State | None = None
 ) -> Training:
-    """A worker ready for its first step, or for the one after `state` was saved."""
+    """A worker ready for its first step, or for the one after `state` was saved (by any number of
+    workers).
+    """
+    progress = Progress(**state["progress"]) if state else Progress()
     model = _model(recipe, task, group)
     norms = BatchNorms(
         model, group.device, recipe.batch.micro // (recipe.batch.bn_group or recipe.batch.micro)
     )
     optimizer, names = _optimizer(recipe, plan, model)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        _load_named_state(optimizer, names, state["optimizer"])
     schedule = planning.echo_schedule(recipe, plan.examples["train"])
-    position = state["progress"]["position"] if state else 0
     lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
-    feed = Feed(schedule, preparer, lanes=lanes, position=position, device=group.device, seed=recipe.seed)
+    feed = Feed(
+        schedule, preparer, lanes=lanes, position=progress.position, device=group.device, seed=recipe.seed
+    )
     passes = Passes(
         task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
     )
@@ -111,10 +111,10 @@ def build(
         reduction=_reduction(recipe, plan, group, optimizer, len(passes.statistics)),
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
         schedule=schedule,
-        progress=Progress(),
+        progress=progress,
     )
     if state is not None:
-        training.restore(state)
+        passes.stacking = Stacking(**state["stacking"])
     elif recipe.run.reduction == "fast":
         _choose_stacking(training)
     return training
@@ -147,8 +147,8 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statistics: int) -> Reduction:
     if recipe.run.reduction == "exact":
-        return ExactReduction(group, optimizer.flat, statistics, plan.micro_batches)
-    return FastReduction(group, optimizer.flat, _parameters(optimizer), statistics)
+        return ExactReduction(group, optimizer, statistics, plan.micro_batches)
+    return FastReduction(group, optimizer, _parameters(optimizer), statistics)
 
 
 def _choose_stacking(training: Training) -> None:

@@ -5,15 +5,18 @@ keeps all traces.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from data_echo import ArraySource, InlinePreparer
 from trainer import plan as planning
+from trainer.checkpoint import Checkpoints, load
 from trainer.group import Group
 from trainer.loop import steps
 from trainer.recipe import Recipe
@@ -96,23 +99,48 @@ class Trace:
 
 def trace(chosen: Recipe, sabotage: str | None = None, most_steps: int | None = None) -> Trace:
     """Train as a member of this process's group and keep what happened."""
-    task, group = SpineTask(), Group.join("cpu")
-    training = build(chosen, planning.make(chosen, task), task, group, InlinePreparer(task, chosen.seed))
+    training = ready(chosen)
     served = _listen(training)
     if sabotage:
         _sabotage(training, sabotage)
     kept = Trace([], [], {}, served, [])
-    for step in steps(training):
+    follow(training, kept, most_steps)
+    return kept
+
+
+def leg(chosen: Recipe, folder: str, until: int) -> Trace:
+    """Go on from the newest checkpoint in `folder`, train until a step, and leave a checkpoint there."""
+    store = Checkpoints(Path(folder), keep=1)
+    newest = store.newest_whole()
+    training = ready(chosen, None if newest is None else load(newest))
+    kept = Trace([], [], {}, _listen(training), [])
+    follow(training, kept, until)
+    if training.group.size > 1:
+        dist.barrier()  # all have read the old checkpoint
+    if training.group.rank == 0:
+        store.save(training.progress.step, training.state())
+        store.wait()
+    return kept
+
+
+def ready(chosen: Recipe, state: Any = None) -> Training:
+    """A worker of this process's group, ready to train the spine task."""
+    task, group = SpineTask(), Group.join("cpu")
+    return build(chosen, planning.make(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
+
+
+def follow(training: Training, kept: Trace, until: int | None) -> None:
+    """Train until a step, adding to a trace."""
+    for step in steps(training) if until is None or training.progress.step < until else ():
         if step.step == 1:
             kept.gradients = [
                 p.grad.numpy().copy() for p in training.model.parameters() if p.grad is not None
             ]
         kept.losses.append(step.loss)
         kept.norms.append(step.gradient_norm)
-        if step.step == most_steps:
+        if step.step == until:
             break
     kept.tensors = dict(_tensors(training.state()))
-    return kept
 
 
 def _listen(training: Training) -> dict[int, list[int]]:
