@@ -40,6 +40,7 @@ LOOPBACK_ONLY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # none of ours could use the processes that it starts
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
@@ -165,7 +166,6 @@ def _in_background(work: Callable[[], None]) -> None:
 
 def _train(run: Run, began_at: float, is_ours: bool) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from data_echo.pool import start_pool
 
@@ -173,7 +173,7 @@ def _train(run: Run, began_at: float, is_ours: bool) -> None:
     actors = start_pool(run.order.make_task, recipe.seed, recipe.run.pool.min)
     storage = run.folder / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
-    trainer = DataParallelTrainer(
+    trainer = _trainer_class()(
         work,
         train_loop_config={"order": run.order, "actors": actors, "began_at": began_at, "is_ours": is_ours},
         scaling_config=ScalingConfig(num_workers=recipe.run.workers, resources_per_worker=_resources(recipe)),
@@ -189,6 +189,23 @@ def _train(run: Run, began_at: float, is_ours: bool) -> None:
         raise Stopped(_why(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _trainer_class() -> Any:
+    """Ray Train's trainer without what only its own data sets and long-lived clusters need: a Python process each.
+
+    The cleaner of placement groups stays where the cluster outlives the run.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
+
+    return Trainer
 
 
 def _resources(recipe: Recipe) -> dict[str, float]:
