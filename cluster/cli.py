@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -45,16 +46,23 @@ def messages(debug: bool) -> Iterator[None]:
 
     try:
         yield
-    except (Refusal, Stopped, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             import traceback
 
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            click.echo(f"\nstopped: {error or 'interrupted'}", err=True)
-            sys.exit(getattr(error, "exit_code", 130))
-        click.echo(f"{'refused' if isinstance(error, Refusal) else 'failed'}: {error}", err=True)
-        sys.exit(2 if isinstance(error, Refusal) else 1)
+            said, code = f"\n{error or 'interrupted'}", getattr(error, "exit_code", 130)
+        elif isinstance(error, Refusal):
+            said, code = str(error), 2
+        elif isinstance(error, Stopped):
+            said, code = f"failed: {error}", 1
+        elif isinstance(error, click.ClickException | click.exceptions.Exit):
+            raise
+        else:
+            said, code = f"failed: {type(error).__name__}: {error}\n--debug shows where", 1
+        click.echo(said, err=True)
+        sys.exit(code)
 
 
 @command
@@ -107,6 +115,26 @@ def schema() -> None:
     from trainer.recipe import Recipe
 
     click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@command
+@click.option("--uri", metavar="URI", help="Where the runs are; else MLFLOW_TRACKING_URI, else ./mlflow.db.")
+@click.option("--port", type=int, help="Port on the loopback interface; else 5000, or a free one.")
+def ui(uri: str | None, port: int | None) -> None:
+    """Open the MLflow UI on this machine."""
+    from cluster import ui
+    from cluster.screen import Screen
+
+    ui.serve(uri, port, Screen())
+
+
+@command
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+def sync(run: Path) -> None:
+    """Bring to MLflow what it has not got of a run's folder."""
+    from cluster import driver
+
+    click.echo(driver.sync(run))
 
 
 def main() -> None:

@@ -112,6 +112,20 @@ def train(
         launch(Run(order(recipe, folder), folder, journal, screen))
 
 
+def sync(folder: Path) -> str:
+    """Bring to MLflow what it has not got of a run; says where it is. Refusal while the run is being trained."""
+    if not (folder / run_folder.RECIPE).is_file():
+        raise Refusal(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
+    folder = folder.absolute()
+    with run_folder.claimed(folder):
+        try:
+            tracking.tracker(folder).sync()
+        except Exception as error:
+            first_line = f"{error}".partition("\n")[0]
+            raise Stopped(f"MLflow did not take it: {type(error).__name__}: {first_line}") from error
+    return how_to_look(folder)
+
+
 def near(path: Path) -> Path:
     """A path as the user would type it from here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

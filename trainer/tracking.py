@@ -28,6 +28,7 @@ from trainer.journal import FILE_NAME as JOURNAL
 from trainer.journal import Line, Tail, read
 from trainer.recipe import Recipe
 
+NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
 STATE_FILE = "tracking.json"
 MODEL = "model.safetensors"
 WRITE_INTERVAL_S = 1.0
@@ -46,11 +47,11 @@ logger = logging.getLogger("lockstep.tracking")
 
 def wanted(recipe: Recipe) -> bool:
     """Whether the run is to be tracked: MLflow is installed and `track.uri` is not "none"."""
-    return recipe.track.uri != "none" and importlib.util.find_spec("mlflow") is not None
+    return recipe.track.uri != NOWHERE and importlib.util.find_spec("mlflow") is not None
 
 
 def address(recipe: Recipe) -> str:
-    """The tracking address: the recipe's, else MLFLOW_TRACKING_URI's, else SQLite in the working folder.
+    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else SQLite in the working folder.
 
     Raises:
         Refusal: the recipe's address holds a password; recipes are stored with runs and logged.
@@ -60,7 +61,12 @@ def address(recipe: Recipe) -> str:
             "track.uri: holds a password, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
         )
-    uri = recipe.track.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return resolved(recipe.track.uri if recipe.track.uri != NOWHERE else None)
+
+
+def resolved(uri: str | None) -> str:
+    """An address as it is, or the default one; a database file with its whole path."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     file = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(file).absolute()}" if file != uri else uri
 
