@@ -27,6 +27,9 @@ class GroupBatchNorm(nn.Module):
         super().__init__()
         self.num_features, self.eps, self.momentum = norm.num_features, norm.eps, norm.momentum
         self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(norm, name))
         self.groups = 1
@@ -92,7 +95,7 @@ class BatchNorms:
         momentum)^2).
         """
         for norm, total in zip(self.norms, sums.split(self.widths), strict=True):
-            if norm.running_mean is None:
+            if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
                 continue
             seen = (total[-1] > 0).to(torch.int64)  # a tensor: a GPU is not waited for
             mean, variance = (total[:-1] / total[-1].clamp(min=1)).view(2, -1).to(norm.running_mean.dtype)

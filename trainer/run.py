@@ -4,11 +4,10 @@ the journal.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
     would stop it again.
     """
     recipe = order.recipe
-    _choose_threads(recipe)
     group = Group.join(recipe.run.device)
     task = order.make_task()
     own = InlinePreparer(task, recipe.seed) if preparer is None else preparer
@@ -191,8 +189,7 @@ def _circumstances(training: Training) -> dict[str, Any]:
         "name": training.recipe.name,
         "workers": training.group.size,
         "device": str(training.group.device),
-        "threads": torch.get_num_threads(),
-        "stacking": training.passes.stacking.to_dict(),
+        "execution": asdict(training.passes.execution),
         "total_examples": training.plan.total_examples,
         "code_version": version("lockstep-training"),
         "torch": torch.__version__,
@@ -205,11 +202,3 @@ def _exported(training: Training) -> dict[str, torch.Tensor]:
         name: tensor.detach().cpu().clone().contiguous()
         for name, tensor in training.model.state_dict().items()
     }
-
-
-def _choose_threads(recipe: Recipe) -> None:
-    """One thread where sums must not depend on it; otherwise the cores shared out among the workers."""
-    if recipe.run.reduction == "exact":
-        torch.set_num_threads(1)
-    elif "OMP_NUM_THREADS" not in os.environ or recipe.run.workers > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // recipe.run.workers))

@@ -38,5 +38,5 @@ class Stopwatch:
 def _between(before: float | torch.cuda.Event, after: float | torch.cuda.Event) -> float:
     if isinstance(before, torch.cuda.Event):
         after.synchronize()  # type: ignore[union-attr]
-        return before.elapsed_time(after) / 1000
+        return before.elapsed_time(after) / 1000  # type: ignore[arg-type]
     return after - before  # type: ignore[operator]

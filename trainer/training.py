@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from torch import nn
 
 import optim
 from data_echo import Feed, Preparer, Schedule
+from trainer import execution
 from trainer import plan as planning
 from trainer.batch_norm import BatchNorms
 from trainer.errors import Refusal
+from trainer.execution import Execution
 from trainer.group import Group
-from trainer.passes import Passes, Stacking
+from trainer.passes import Passes
 from trainer.plan import Plan
 from trainer.recipe import Recipe
 from trainer.reduction import ExactReduction, FastReduction, Reduction
@@ -71,7 +74,7 @@ class Training:
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": _named_state(self.optimizer, self.names),
-            "stacking": self.passes.stacking.to_dict(),
+            "execution": asdict(self.passes.execution),
         }
 
 
@@ -114,9 +117,10 @@ def build(
         progress=progress,
     )
     if state is not None:
-        passes.stacking = Stacking(**state["stacking"])
+        passes.execution = Execution(**state["execution"])
     elif recipe.run.reduction == "fast":
-        _choose_stacking(training)
+        _choose_execution(training)
+    torch.set_num_threads(passes.execution.threads)
     return training
 
 
@@ -125,6 +129,9 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
     model = task.model().to(group.device)
+    for name, parameter in model.named_parameters():
+        if any(fnmatch(name, pattern) for pattern in recipe.init.freeze):
+            parameter.requires_grad_(False)
     if group.size > 1:  # a model may draw its first weights from anywhere
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
@@ -147,28 +154,23 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statistics: int) -> Reduction:
     if recipe.run.reduction == "exact":
-        return ExactReduction(group, optimizer, statistics, plan.micro_batches)
+        return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, _parameters(optimizer), statistics)
 
 
-def _choose_stacking(training: Training) -> None:
-    """Rank 0 tries, everyone follows: the same choice everywhere, recorded with the run."""
-    passes, wanted = training.passes, training.recipe.run.stack
-    mine = training.share(training.plan.micro_batches)
+def _choose_execution(training: Training) -> None:
+    """Rank 0 tries, everyone follows: the same choice everywhere."""
+    run, batch, group = training.recipe.run, training.recipe.batch, training.group
     choice = None
-    if training.group.rank == 0:
-        most = _most_stacked(training) if wanted == "auto" else int(wanted)
-        choice = passes.choose_stacking(mine, training.optimizer.flat.gradients, min(most, len(mine)))  # type: ignore[attr-defined]
-    passes.stacking = training.group.share(choice)
-
-
-def _most_stacked(training: Training) -> int:
-    if training.group.device.type != "cpu":
-        return 1 << 20
-    return max(1, CPU_STACK_EXAMPLES // training.recipe.batch.micro)
-
-
-CPU_STACK_EXAMPLES = 1024  # beyond this a CPU's caches lose more than the fewer calls save
+    if group.rank == 0:
+        choice = execution.choose(
+            training.passes,
+            training.share(training.plan.micro_batches_at(0)),
+            training.optimizer.flat.gradients,  # type: ignore[attr-defined]
+            most=execution.stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
+            threads=execution.cores_per_worker(run.workers),
+        )
+    training.passes.execution = group.share(choice)
 
 
 def _named_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> State:

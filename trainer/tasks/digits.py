@@ -6,26 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from data_echo import ArraySource
+from trainer.tasks import classification
 
 if TYPE_CHECKING:
-    from data_echo import Draws, Source
+    from data_echo import Draw, Draws, Source
 
 HELD_OUT = {"test": slice(0, 250), "validation": slice(250, 500), "train": slice(500, None)}
 SHADES = 16.0
 
 
 class Digits:
-    """A small multilayer perceptron on 1,297 training, 250 validation and 250 test pictures."""
+    """A small multilayer perceptron on 1,297 training, 250 validation and 250 test pictures.
 
-    def __init__(self, hidden: int = 128) -> None:
+    Args:
+        hidden: units of the hidden layer.
+        label_smoothing: share of each label that is spread over all classes.
+    """
+
+    def __init__(self, hidden: int = 128, label_smoothing: float = 0.0) -> None:
         if hidden < 1:
             raise ValueError(f"hidden is {hidden}; give 1 or more")
-        self.hidden = hidden
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; give a share from 0 to less than 1")
+        self.hidden, self.label_smoothing = hidden, label_smoothing
 
     def model(self) -> nn.Module:
         """64 pixels, one hidden layer of `hidden` ReLU units, 10 logits."""
@@ -37,7 +43,7 @@ class Digits:
         rows = stratified(labels)[HELD_OUT[split]]
         return ArraySource({"pixels": pixels[rows], "label": labels[rows]})
 
-    def prepare(self, example: dict[str, Any], draw: "Draws") -> dict[str, Any]:
+    def prepare(self, example: dict[str, Any], draw: "Draw") -> dict[str, Any]:
         """As it is: the pixels travel as uint8."""
         return example
 
@@ -45,24 +51,17 @@ class Digits:
         """Nothing: so few pixels need no augmentation."""
         return batch
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> classification.Sum:
         """Cross-entropy, in nats."""
-        logits = model(batch["pixels"].float() / SHADES)
-        return functional.cross_entropy(logits, batch["label"], reduction="sum"), count(batch["label"])
+        return classification.loss(_logits(model, batch), batch["label"], self.label_smoothing)
 
-    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, classification.Sum]:
         """Loss in nats and accuracy."""
-        logits = model(batch["pixels"].float() / SHADES)
-        label, examples = batch["label"], count(batch["label"])
-        return {
-            "loss": (functional.cross_entropy(logits, label, reduction="sum"), examples),
-            "accuracy": ((logits.argmax(1) == label).sum(), examples),
-        }
+        return classification.metrics(_logits(model, batch), batch["label"])
 
 
-def count(label: Tensor) -> Tensor:
-    """The number of examples of a batch, as a tensor beside it."""
-    return torch.tensor(len(label), device=label.device)
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(batch["pixels"].float() / SHADES)
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
