@@ -71,6 +71,13 @@ class Batch(Section):
         return [self.size]
 
     @model_validator(mode="after")
+    def _ramp_rises(self) -> "Batch":
+        if isinstance(self.growth, RampGrowth) and self.growth.start >= self.size:
+            wrong = f"start is {self.growth.start}, not below size {self.size}"
+            raise refuse(wrong, "start with a smaller batch, or leave growth out", "growth")
+        return self
+
+    @model_validator(mode="after")
     def _divides(self) -> "Batch":
         for stage, size in enumerate(self.sizes):
             if size % self.micro:
@@ -133,7 +140,7 @@ class Echo(Section):
     at: Literal["before_augment"] = Field(
         default="before_augment", description="the stage whose results are kept and repeated"
     )
-    capacity: Count | None = Field(
+    capacity: Natural | None = Field(
         default=None, description="examples kept over all lanes; null: the smallest that shuffles"
     )
 

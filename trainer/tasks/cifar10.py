@@ -1,0 +1,116 @@
+"""CIFAR-10 from Parquet files of encoded images, as Hugging Face lays it out."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from data_echo.augment import crop, flip, normalise
+from data_echo.images import decode
+from data_echo.parquet import ParquetSource
+from trainer.tasks import classification
+
+if TYPE_CHECKING:
+    from data_echo import Draw, Draws, Source
+
+CLASSES = 10
+SIDE = 32  # pixels
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, per channel
+VALIDATION_EVERY = 10  # every tenth row of the training files is a validation example
+
+
+class Cifar10:
+    """A small convolutional network with batch norm, on 45,000, 5,000 and 10,000 images of the three splits.
+
+    Args:
+        path: folder or fsspec address with train-*.parquet and test-*.parquet, columns `img` and `label`.
+        width: channels of the first convolution; the others have two and four times as many.
+        label_smoothing: share of each label that is spread over all classes.
+    """
+
+    def __init__(self, path: str, width: int = 32, label_smoothing: float = 0.0) -> None:
+        if width < 1:
+            raise ValueError(f"width is {width}; give 1 or more")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; give a share from 0 to less than 1")
+        self.path, self.width, self.label_smoothing = path, width, label_smoothing
+
+    def model(self) -> nn.Module:
+        """Three convolutions, the resolution halved after two of them, the mean over pixels, logits."""
+        width = self.width
+        return nn.Sequential(
+            *_convolution(3, width),
+            nn.MaxPool2d(2),
+            *_convolution(width, 2 * width),
+            nn.MaxPool2d(2),
+            *_convolution(2 * width, 4 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, CLASSES),
+        )
+
+    def source(self, split: str) -> "Source":
+        """Encoded images with labels."""
+        name = "test" if split == "test" else "train"
+        rows = ParquetSource(f"{self.path}/{name}-*.parquet", columns=["img", "label"])
+        if split == "test":
+            return rows
+        numbers = np.arange(len(rows))
+        held_out = numbers % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        return Subset(rows, numbers[held_out if split == "validation" else ~held_out])
+
+    def prepare(self, example: dict[str, Any], draw: "Draw") -> dict[str, Any]:
+        """Decode: {"image": uint8 [32, 32, 3], "label": int64}."""
+        image, label = decode(example["img"]), np.int64(example["label"])
+        if image.shape != (SIDE, SIDE, 3):
+            raise ValueError(
+                f"the image is {image.shape[0]} × {image.shape[1]}; CIFAR-10's are {SIDE} × {SIDE}"
+            )
+        if not 0 <= label < CLASSES:
+            raise ValueError(f"the label is {label}; labels are 0 to {CLASSES - 1}")
+        return {"image": image, "label": label}
+
+    def augment(self, batch: dict[str, Tensor], draw: "Draws") -> dict[str, Tensor]:
+        """A random crop out of four pixels of padding, mirrored half of the time."""
+        return batch | {"image": flip(crop(batch["image"], draw, padding=4), draw)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> classification.Sum:
+        """Cross-entropy, in nats."""
+        return classification.loss(_logits(model, batch), batch["label"], self.label_smoothing)
+
+    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, classification.Sum]:
+        """Loss in nats and accuracy."""
+        return classification.metrics(_logits(model, batch), batch["label"])
+
+
+class Subset:
+    """Some rows of a source, as a source.
+
+    Args:
+        rows: int64, the rows' numbers in `source`.
+    """
+
+    def __init__(self, source: ParquetSource, rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._rows[index])]
+
+    def origin(self, index: int) -> str:
+        """`file:row` in the whole source."""
+        return self._source.origin(int(self._rows[index]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the whole source; which rows these are is the task's code."""
+        return self._source.fingerprint()
+
+
+def _convolution(channels: int, filters: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(normalise(batch["image"], MEAN, STD))
