@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# What stands where; modules are imported when first asked for, so that the pool's processes start without torch.
+# What stands where; modules are imported when first asked for, so that the pool's processes start without
+# torch.
 _HOMES = {
     "DataError": "errors",
     "ExampleError": "errors",

@@ -1,8 +1,8 @@
 """Augmentations after the echo: one vectorised operation on a whole micro-batch, on its device.
 
-Images are uint8 or float [n, height, width, channels], as they are stored; `normalise` ends the chain with float32
-[n, channels, height, width]. Each takes the micro-batch's `Draws`, so an example's fate depends on (seed, pass, index, echo) and
-on the order of the calls, and on nothing else.
+Images are uint8 or float [n, height, width, channels], as they are stored; `normalise` ends the chain with
+float32 [n, channels, height, width]. Each takes the micro-batch's `Draws`, so an example's fate depends on
+(seed, pass, index, echo) and on the order of the calls, and on nothing else.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ def crop(images: Tensor, draw: Draws, padding: int, size: int | None = None) -> 
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     top = draw.integers(0, padded.shape[1] - height + 1)
     left = draw.integers(0, padded.shape[2] - width + 1)
-    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # a view: [n, tops, lefts, channels, height, width]
-    picked = windows[torch.arange(len(images), device=images.device), top, left]
-    return picked.permute(0, 2, 3, 1)
+    # A view: [n, tops, lefts, channels, height, width].
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)
+    return windows.permute(0, 1, 2, 4, 5, 3)[torch.arange(len(images), device=images.device), top, left]
 
 
 def flip(images: Tensor, draw: Draws, p: float = 0.5) -> Tensor:
     """Mirror left to right with probability p."""
-    mirrored = draw.bernoulli(p)
-    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+    # Picking whole images is faster than choosing pixel by pixel.
+    both = torch.stack([images, images.flip(2)])
+    return both[draw.bernoulli(p).long(), torch.arange(len(images), device=images.device)]
 
 
 def random_resized_crop(
@@ -43,28 +44,32 @@ def random_resized_crop(
 ) -> Tensor:
     """A window of random area and shape, resized to size x size: float32, in the images' range.
 
-    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`, cut down to the image where it does not fit (torchvision
-    tries ten times instead); bilinear, without antialiasing.
+    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`, cut down to the image where it does
+    not fit (torchvision tries ten times instead); bilinear, without antialiasing.
     """
     height, width = images.shape[1:3]
     area = scale[0] + (scale[1] - scale[0]) * draw.uniform()
     low, high = torch.log(torch.tensor(ratio)).tolist()
     aspect = torch.exp(low + (high - low) * draw.uniform())
-    tall = torch.sqrt(area * (width / height) / aspect).clamp(max=1.0)  # shares of the image's height and width
+    # Shares of the image's height and width.
+    tall = torch.sqrt(area * (width / height) / aspect).clamp(max=1.0)
     wide = torch.sqrt(area * (height / width) * aspect).clamp(max=1.0)
-    down = (1 - tall) * (2 * draw.uniform() - 1)  # the window's centre; the image spans -1 to 1
+    # The window's centre; the image spans -1 to 1.
+    down = (1 - tall) * (2 * draw.uniform() - 1)
     right = (1 - wide) * (2 * draw.uniform() - 1)
     zero = torch.zeros_like(tall)
     affine = torch.stack([torch.stack([wide, zero, right], 1), torch.stack([zero, tall, down], 1)], 1)
     grid = F.affine_grid(affine, [len(images), images.shape[3], size, size], align_corners=False)
-    picked = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
+    picked = F.grid_sample(
+        images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False
+    )
     return picked.permute(0, 2, 3, 1)
 
 
 def colour(
     images: Tensor, draw: Draws, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
 ) -> Tensor:
-    """Scale brightness, contrast and saturation by factors uniform in [1 - x, 1 + x]: float32, clipped to 0..255.
+    """Scale brightness, contrast and saturation by factors uniform in [1 - x, 1 + x]: float32 in 0..255.
 
     In this order; greys weigh red, green, blue as .299, .587, .114 (ITU-R BT.601).
     """
@@ -81,15 +86,16 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """(images / 255 - mean) / std for each channel: float32 [n, channels, height, width]."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
-    return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2).contiguous()
+    planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+    return torch.addcmul(shift[:, None, None], planes, scale[:, None, None])
 
 
 def mixup(images: Tensor, draw: Draws, alpha: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
     """Blend each image with its partner. Zhang et al. 2018, arXiv:1710.09412v2.
 
     Returns:
-        blended float32 images; int64 [n], each one's partner in the micro-batch; float32 [n], the share of the image itself:
-        the loss is share * loss(label) + (1 - share) * loss(label[partner]).
+        blended float32 images; int64 [n], each one's partner in the micro-batch; float32 [n], the share of
+        the image itself: the loss is share * loss(label) + (1 - share) * loss(label[partner]).
     """
     share, partner = _beta(draw, alpha), _partners(images)
     weight = share[:, None, None, None]

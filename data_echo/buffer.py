@@ -12,7 +12,8 @@ from data_echo.preparer import Block
 class ExampleBuffer:
     """Rows of storage on a device, each holding one example until it is released.
 
-    On CUDA a block is copied once, through pinned memory and without waiting, however often its examples are served.
+    On CUDA a block is copied once, through pinned memory and without waiting, however often its examples are
+    served.
 
     Args:
         device: where micro-batches are wanted.
@@ -68,7 +69,9 @@ class ExampleBuffer:
     def _store(self, name: str, rows: Ints, array: np.ndarray) -> None:
         if name not in self._columns:
             like = torch.from_numpy(np.empty(0, array.dtype))
-            self._columns[name] = torch.empty((self.rows, *array.shape[1:]), dtype=like.dtype, device=self._device)
+            self._columns[name] = torch.empty(
+                (self.rows, *array.shape[1:]), dtype=like.dtype, device=self._device
+            )
         column = self._columns[name]
         if self._device.type == "cuda":
             staged = torch.empty(array.shape, dtype=column.dtype, pin_memory=True)

@@ -9,22 +9,24 @@ import numpy as np
 from data_echo.errors import DataError
 from data_echo.mixing import Ints, key, permuted
 
-_TABLE_EXAMPLES = 2**13  # up to here a whole pass is permuted at once and kept: NumPy's cost per call would dominate
+# Up to here a whole pass is permuted at once and kept: NumPy's cost per call would dominate.
+_TABLE_EXAMPLES = 2**13
 _ROWS, _BLOCKS, _WINDOWS = 1, 2, 3  # what a key is for
 
 
 class Deal:
     """Fresh position g = f L + l belongs to lane l, and is place g mod N of the permutation of pass g div N.
 
-    Every pass deals each example once, in an order that is a function of (seed, pass); all lanes advance at the same rate and
-    passes leave no remainders. Any position costs the same.
+    Every pass deals each example once, in an order that is a function of (seed, pass); all lanes advance at
+    the same rate and passes leave no remainders. Any position costs the same.
 
     Args:
         examples: N, the dataset's length.
         lanes: L.
         seed: of the permutations.
-        block: rows that should be read together (a row group, a shard). Above 1, blocks are permuted and rows are
-            shuffled within windows of `window` successive blocks, so that a source reads each block once per pass.
+        block: rows that should be read together (a row group, a shard). Above 1, blocks are permuted and rows
+            are shuffled within windows of `window` successive blocks, so that a source reads each block once
+            per pass.
         window: blocks per window.
     """
 
@@ -40,7 +42,7 @@ class Deal:
         self._table = lru_cache(32)(self._whole_pass)
 
     def dealt(self, lane: int | Ints, fresh: Ints) -> tuple[Ints, Ints]:
-        """(pass number, example index) of the fresh examples numbered `fresh` of `lane`: int64 arrays of the broadcast shape."""
+        """Pass number and example index of a lane's fresh examples, both int64 [broadcast of the two]."""
         pass_number, place = np.divmod(fresh * self.lanes + lane, self.examples)
         if self.examples > _TABLE_EXAMPLES:
             return pass_number, self._index(pass_number, place)
@@ -60,7 +62,7 @@ class Deal:
         whole_blocks = self.examples // self.block
         rows = self.block * self.window
         window, offset = np.divmod(place, rows)
-        # The rows left over by the whole blocks stay behind the last one, so that every window has a known size.
+        # Rows that fill no whole block stay behind the last one, so that every window has a known size.
         size = np.minimum(rows, self.examples - window * rows)
         offset = permuted(offset, size, key(self.seed, _WINDOWS, pass_number, window))
         number, row = np.divmod(window * rows + offset, self.block)

@@ -1,9 +1,10 @@
 """Random numbers of examples: hashed from what they are for, never from a generator's state.
 
-Every (seed, stage, pass, index, echo) has a SplitMix64 stream of its own and each call takes the next numbers of it, so a draw
-does not depend on who draws, in which micro-batch or on which device. Whole numbers and uniforms have the same bits in NumPy and
-in torch on CPU and CUDA. Normals go through float64 logarithms and cosines and are then rounded to float32: libraries that
-differ in the last bit of float64 disagree in about one of 10^8 of them.
+Every (seed, stage, pass, index, echo) has a SplitMix64 stream of its own and each call takes the next numbers
+of it, so a draw does not depend on who draws, in which micro-batch or on which device. Whole numbers and
+uniforms have the same bits in NumPy and in torch on CPU and CUDA. Normals go through float64 logarithms and
+cosines and are then rounded to float32: libraries that differ in the last bit of float64 disagree in about
+one of 10^8 of them.
 """
 
 from __future__ import annotations
@@ -122,6 +123,6 @@ class Draw:
 
     def _one(self) -> Draws:
         if self._draws is None:
-            seed, stage, *which = self._origin
-            self._draws = Draws(seed, stage, *(np.array([number]) for number in which))
+            seed, stage, pass_number, index, echo = self._origin
+            self._draws = Draws(seed, stage, np.array([pass_number]), np.array([index]), np.array([echo]))
         return self._draws

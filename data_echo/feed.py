@@ -1,4 +1,4 @@
-"""The feed of one worker: orders examples ahead of need, keeps them while they echo, and hands over micro-batches."""
+"""The feed of one worker: orders examples ahead of need, keeps them while they echo, serves micro-batches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from data_echo.mixing import Ints
 from data_echo.preparer import Order, Preparer
 from data_echo.schedule import LaneReader, MicroBatch, Schedule
 
-_ORDER_EXAMPLES = 256  # small enough to share out and to start soon, large enough that an order's own cost vanishes
+# Small enough to share out and to start soon, large enough that an order's own cost vanishes.
+_ORDER_EXAMPLES = 256
 
 
 class Feed:
     """Micro-batches of some lanes of a schedule, from any position on.
 
-    The buffer's contents are a cache: a feed that starts in the middle reads again what is still to be echoed.
+    The buffer is a cache: a feed that starts in the middle reads again what is still to be echoed.
 
     Args:
         schedule: what to serve.
@@ -34,7 +35,8 @@ class Feed:
         device: where micro-batches are wanted.
         seed: of the draws after the echo.
         depth: orders under way at once, at most: the bound on work and memory ahead of need.
-        fresh_augment: whether each copy of an example is augmented anew (echo before augmentation) or all alike (after it).
+        fresh_augment: whether each copy of an example is augmented anew (echo before augmentation) or all
+            alike (after it).
     """
 
     def __init__(
@@ -96,18 +98,18 @@ class Feed:
     def counters(self) -> dict[str, float]:
         """What this feed has done so far.
 
-        `fresh` and `echoed` examples served; `held` examples in the buffer, its `buffer_bytes`; `age`: how many fresh examples
-        the run has been dealt since those of the latest micro-batch were, in the mean; `orders` under way; `received_bytes`
-        from the preparer; `waited_s`, seconds spent waiting for blocks.
+        `fresh` and `echoed` examples served; `held` examples in the buffer, its `buffer_bytes`; `age`: how
+        many fresh examples the run has been dealt since those of the latest micro-batch were, in the mean;
+        `orders` under way; `received_bytes` from the preparer; `waited_s`, seconds spent waiting for blocks.
         """
         latest = self._latest
-        age = 0.0 if latest is None else float((latest.fresh.max() - latest.fresh).mean()) * self._schedule.lanes
+        ages = np.zeros(1) if latest is None else (latest.fresh.max() - latest.fresh) * self._schedule.lanes
         return {
             "fresh": self._fresh,
             "echoed": self._echoed,
             "held": self._buffer.held,
             "buffer_bytes": self._buffer.bytes,
-            "age": age,
+            "age": float(ages.mean()),
             "orders": self._under_way,
             "received_bytes": self._buffer.bytes_received,
             "waited_s": self.waited_s,

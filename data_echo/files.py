@@ -13,7 +13,8 @@ class FileSet:
     """Files in the order of their names.
 
     Args:
-        files: a folder, a pattern with `*`, a file, or several files; local paths or fsspec addresses (`s3://bucket/folder`).
+        files: a folder, a pattern with `*`, a file, or several files; local paths or fsspec addresses
+            (`s3://bucket/folder`).
         ending: of the files that count in a folder.
 
     Raises:
@@ -21,12 +22,16 @@ class FileSet:
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path], ending: str) -> None:
-        self.names = [str(file) for file in files] if _several(files) else _found(str(files), ending)
+        self.names = (
+            _found(str(files), ending) if isinstance(files, str | Path) else [str(file) for file in files]
+        )
         missing = [name for name in self.names if "://" not in name and not Path(name).is_file()]
         if missing:
             raise DataError(f"files: {missing[0]}: no such file; the path of a {ending} file")
         if not self.names:
-            raise DataError(f"files: {files}: no {ending} files there; a folder, a file, or a pattern such as train-*{ending}")
+            raise DataError(
+                f"files: {files}: no {ending} files there; a folder, a file, or a pattern like train-*{ending}"
+            )
 
     def open(self, name: str) -> Any:
         """A file object for reading bytes, seekable."""
@@ -46,15 +51,11 @@ class FileSet:
         return int(filesystem.size(path))
 
     def described(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Name, size and rows of every file, for a fingerprint: names without folders, so that data may move."""
+        """Name, size and rows of every file, for a fingerprint; without folders, so that data may move."""
         return [
             {"name": name.rsplit("/", 1)[-1], "bytes": self.size(name), "rows": count}
             for name, count in zip(self.names, rows, strict=True)
         ]
-
-
-def _several(files: str | Path | Sequence[str | Path]) -> bool:
-    return not isinstance(files, str | Path)
 
 
 def _found(where: str, ending: str) -> list[str]:

@@ -26,7 +26,7 @@ def decode(data: bytes | memoryview) -> Image:
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
-            pass  # a damaged one, or colours that it does not know: PIL decides, so that both installations agree
+            pass  # damaged, or in colours it does not know: PIL decides, as it does where there is no simplejpeg
     return _decode_with_pil(data)
 
 

@@ -1,7 +1,8 @@
 """Keyed hashing in 64-bit integer arithmetic, the root of every order and every draw.
 
-The same bits everywhere: only wrapping int64 products, sums, xors and shifts are used, which NumPy and torch compute alike on
-CPU and CUDA. Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA).
+The same bits everywhere: only wrapping int64 products, sums, xors and shifts are used, which NumPy and torch
+compute alike on CPU and CUDA. Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+number generators", OOPSLA).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def mix(z: Any) -> Any:
-    """SplitMix64's finaliser: a bijection of int64 arrays or tensors; one flipped bit flips half of the result."""
+    """SplitMix64's finaliser, a bijection of int64 arrays or tensors: one flipped bit flips half of them."""
     # Shifts of signed numbers drag the sign along; the masks make them logical.
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
@@ -27,7 +28,7 @@ def mix(z: Any) -> Any:
 
 
 def key(*parts: int | Ints) -> Ints:
-    """One int64 key for each element of the broadcast parts (at least one-dimensional), a hash of all of them in order."""
+    """One int64 key for each element of the broadcast parts (1-D at least): a hash of all, in order."""
     hashed: Ints = np.zeros(1, np.int64)
     for part in parts:
         hashed = mix((hashed + GAMMA) ^ np.asarray(part, np.int64))
@@ -39,11 +40,12 @@ def shuffled(keys: Ints, n: int) -> Ints:
     return np.argsort(mix(keys[..., None] + GAMMA * np.arange(1, n + 1)), axis=-1, kind="stable")
 
 
-def permuted(place: Ints, n: int | Ints, keys: Ints, rounds: int = 8) -> Ints:
+def permuted(place: Ints, n: int | Ints, keys: Ints, rounds: int = 10) -> Ints:
     """Where a keyed bijection of [0, n) sends each place, without building a permutation.
 
-    A Feistel network over the grid a x b, a = ceil(sqrt n), b = ceil(n / a), whose halves are added modulo a and b, with cycle
-    walking for the fewer than a places of the grid beyond n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over the grid a x b, a = ceil(sqrt n), b = ceil(n / a), whose halves are added modulo a
+    and b, with cycle walking for the fewer than a places of the grid beyond n (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains").
 
     Args:
         place: int64 [...], each in [0, n).
@@ -55,8 +57,8 @@ def permuted(place: Ints, n: int | Ints, keys: Ints, rounds: int = 8) -> Ints:
     b = -(-n // a)
     result = _walk(place, a, b, keys, rounds)
     while (outside := result >= n).any():
-        pick = tuple(np.broadcast_to(part, result.shape)[outside] for part in (a, b, keys))
-        result[outside] = _walk(result[outside], *pick, rounds)
+        some_a, some_b, some_keys = (np.broadcast_to(part, result.shape)[outside] for part in (a, b, keys))
+        result[outside] = _walk(result[outside], some_a, some_b, some_keys, rounds)
     return result
 
 
@@ -73,7 +75,8 @@ def _walk(place: Ints, a: Ints, b: Ints, keys: Ints, rounds: int) -> Ints:
 
 def _added(half: Ints, other: Ints, size: Ints, round_key: Ints) -> Ints:
     """half + hash(other) modulo size."""
-    hashed = (other * GAMMA + round_key) * _FIRST
+    # Another factor than the one between round keys, or one round's hash would be another's, shifted.
+    hashed = (other * _SECOND + round_key) * _FIRST
     hashed = (hashed ^ ((hashed >> 32) & 0xFFFFFFFF)) * _SECOND
     half = half + ((((hashed >> 33) & 0x7FFFFFFF) * size) >> 31)
     return half - size * (half >= size)

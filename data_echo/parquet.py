@@ -20,21 +20,27 @@ _Column = Callable[[int], Any]
 class ParquetSource:
     """Rows of Parquet files, by number.
 
-    An example is a dict of its columns: numbers as NumPy scalars, lists as arrays, text as str, bytes as memoryviews, and a
-    Hugging Face image (`struct{bytes, path}`) as its bytes. Row groups are read whole and the latest are kept.
+    An example is a dict of its columns: numbers as NumPy scalars, lists as arrays, text as str, bytes as
+    memoryviews, and a Hugging Face image (`struct{bytes, path}`) as its bytes. Row groups are read whole and
+    the latest are kept.
 
     Args:
-        files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec addresses.
+        files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec
+            addresses.
         columns: which; None for all.
-        cache_bytes: row groups kept in memory, at most. For data much larger than that, let the schedule deal whole row
-            groups (`Schedule(block=...)`), or every example costs the reading of a group.
+        cache_bytes: row groups kept in memory, at most. For data much larger than that, let the schedule deal
+            whole row groups (`Schedule(block=...)`), or every example costs the reading of a group.
 
     Raises:
         DataError: there is no such file or column.
     """
 
     def __init__(
-        self, files: str | Path | Sequence[str | Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 2**30
+        self,
+        files: str | Path | Sequence[str | Path],
+        columns: Sequence[str] | None = None,
+        *,
+        cache_bytes: int = 2**30,
     ) -> None:
         import pyarrow.parquet
 
@@ -46,7 +52,11 @@ class ParquetSource:
             except (OSError, ValueError) as error:
                 raise DataError(f"parquet: {name}: {error}; a whole Parquet file") from None
         self._columns = self._checked(columns)
-        groups = [(file, group) for file, reader in enumerate(self._readers) for group in range(reader.num_row_groups)]
+        groups = [
+            (file, group)
+            for file, reader in enumerate(self._readers)
+            for group in range(reader.num_row_groups)
+        ]
         rows = [self._readers[file].metadata.row_group(group).num_rows for file, group in groups]
         self._groups = groups
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
@@ -80,7 +90,9 @@ class ParquetSource:
         known = self._readers[0].schema_arrow.names
         for name in columns or ():
             if name not in known:
-                raise DataError(f"parquet: columns: {name!r} is not in {self._files.names[0]}; one of {', '.join(known)}")
+                raise DataError(
+                    f"parquet: columns: {name!r} is not in {self._files.names[0]}; one of {', '.join(known)}"
+                )
         return list(columns or known)
 
     def _place(self, index: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The preprocessing pool: Ray actors on any node of the cluster that turn orders into blocks.
 
-Orders are pure work. Ray restarts an actor that dies and sends it its orders again; an actor that is gone for good is left out
-and its orders go to the others.
+Orders are pure work. Ray restarts an actor that dies and sends it its orders again; an actor that is gone for
+good is left out and its orders go to the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PoolActor:
         self._workbench = Workbench(make_task, seed)
 
     def block(self, order: Order) -> Block | DataError:
-        """An order's block, or what is wrong with it: returned, since Ray would bury it in a traceback of its own."""
+        """An order's block, or what is wrong with it: returned, since Ray would bury it in a traceback."""
         try:
             return self._workbench.block(order)
         except DataError as error:
@@ -47,7 +47,13 @@ def start_pool(make_task: Callable[[], Prepares], seed: int, size: int, **option
     """
     if size < 1:
         raise DataError(f"pool: size: {size} actors; at least 1")
-    settings = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD", **options}
+    settings = {
+        "num_cpus": 1,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": "SPREAD",
+        **options,
+    }
     actor = ray.remote(PoolActor).options(**settings)
     return [actor.remote(make_task, seed) for _ in range(size)]
 

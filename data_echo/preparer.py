@@ -1,4 +1,4 @@
-"""Preparing examples before the echo: orders are lists of indices, blocks are arrays, and the work between them is pure."""
+"""Preparing examples before the echo: from orders, lists of indices, to blocks of arrays, by pure work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Order:
 
 
 class Preparer(Protocol):
-    """Does orders: `order` returns at once with a ticket, `collect` waits for its block; tickets may be collected in any order."""
+    """Does orders: `order` returns at once with a ticket, `collect` waits for its block, in any order."""
 
     def order(self, order: Order) -> Any: ...
 
@@ -94,7 +94,7 @@ class Workbench:
         if several is not None:
             try:
                 return several(indices)
-            except Exception:  # noqa: BLE001, S110
+            except Exception:
                 pass  # one by one then, to learn which one it is
         examples = []
         for index in indices:
@@ -116,10 +116,14 @@ def stacked(examples: list[dict[str, Any]], where: str) -> Block:
         try:
             block[name] = np.stack([example[name] for example in examples])
         except KeyError:
-            raise DataError(f"{where}: {name}: missing in some examples; every example has the same keys") from None
+            raise DataError(
+                f"{where}: {name}: missing in some examples; every example has the same keys"
+            ) from None
         except ValueError:
             shapes = sorted({np.shape(example[name]) for example in examples})
-            raise DataError(f"{where}: {name}: shapes {shapes}; one shape for all (pad ragged ones)") from None
+            raise DataError(
+                f"{where}: {name}: shapes {shapes}; one shape for all (pad ragged ones)"
+            ) from None
     return block
 
 

@@ -1,4 +1,6 @@
-"""Where two passes over a small dataset meet, one example can fall twice into a micro-batch: such slots are swapped away."""
+"""Where two passes over a small dataset meet, one example can fall twice into a micro-batch: such slots are
+swapped away.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ from data_echo.mixing import Ints
 def spread_repeats(index: Ints, fresh: np.ndarray) -> Ints | None:
     """The order of a period's slots in which no micro-batch holds an example twice, where that is possible.
 
-    Only slots of one lane and of the same kind (fresh or repeated) change places, so demand for fresh examples stays even.
+    Only slots of one lane and of the same kind (fresh or repeated) change places, so demand for fresh
+    examples stays even.
 
     Args:
         index: int64 [lanes, micro-batches, slots], the examples.
         fresh: bool, likewise, whether the slot shows a first copy.
 
     Returns:
-        int64 [lanes, micro-batches * slots], for each slot the one to take instead; None when nothing repeats.
+        int64 [lanes, micro-batches * slots], for each slot the one to take instead; None when nothing
+        repeats.
     """
     ordered = np.sort(index, axis=2)
     repeats = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=2)

@@ -1,13 +1,13 @@
-"""Which examples every micro-batch of a run serves, and which copies of them: computed from its number alone."""
+"""Which examples every micro-batch of a run serves, and which copies: computed from its number alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from data_echo.repair import spread_repeats
 from data_echo.segment import Segment
 
 _PLAIN_BLOCK_BATCHES = 4  # without echo a block is only what `spread_repeats` may swap within
-_GROUP_SLOTS = 2**14  # slots whose schedule is computed at once: NumPy's cost per call vanishes, memory stays small
+_GROUP_SLOTS = (
+    2**14
+)  # slots whose schedule is computed at once: NumPy's cost per call vanishes, memory stays small
 
 
-class MicroBatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
     """The examples of a micro-batch in serving order: arrays [micro] (in groups [..., micro]).
 
     Attributes:
@@ -37,9 +40,10 @@ class MicroBatch(NamedTuple):
     fresh: Ints
     last: np.ndarray
 
-    def at(self, place: Any) -> MicroBatch:
-        """The part of every array at a place."""
-        return MicroBatch(*(array[place] for array in self))
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> MicroBatch:
+        """The same with every array changed alike."""
+        arrays = (self.pass_number, self.index, self.echo, self.fresh, self.last)
+        return MicroBatch(*(change(array) for array in arrays))
 
 
 class _Stretch(NamedTuple):
@@ -60,10 +64,11 @@ class _Period(NamedTuple):
 
 
 class Schedule:
-    """Order and echo of a whole run; the position is one integer, the micro-batch number j. No data is touched.
+    """Order and echo of a whole run; the position is one integer, the micro-batch number j. No data is
+    touched.
 
-    Micro-batch j is the next one of lane j mod lanes. Each example is served `factor` times in the mean (exact, within what the
-    buffer holds), and never twice in a micro-batch while that can be avoided.
+    Micro-batch j is the next one of lane j mod lanes. Each example is served `factor` times in the mean
+    (exact, within what the buffer holds), and never twice in a micro-batch while that can be avoided.
 
     Args:
         examples: N, the dataset's length.
@@ -73,7 +78,8 @@ class Schedule:
         capacity: examples waiting for their next copy, in all lanes together; without meaning at factor 1.
         seed: of every shuffle.
         whole_batches: echo whole micro-batches ("batch echoing") instead of examples.
-        max_age: bound on the examples that the run serves between an example's first copy and its last; None: the capacity's.
+        max_age: bound on the examples that the run serves between an example's first copy and its last; None:
+            the capacity's.
         block, window: see `Deal`.
     """
 
@@ -106,7 +112,7 @@ class Schedule:
         """What micro-batch j serves: arrays [micro]."""
         turn, lane = divmod(j, self.lanes)
         period = self._period_of(turn)
-        return self._cached(period, (lane,)).at((0, turn - period.start))
+        return self._cached(period, (lane,)).each(lambda array: array[0, turn - period.start])
 
     def fresh_served(self, j: int) -> int:
         """Fresh examples in micro-batches 0 ... j-1 of the whole run."""
@@ -118,15 +124,21 @@ class Schedule:
         stretch = self._stretches[self.stretch_of(turn)]
         return stretch.fresh + stretch.segment.fresh_before(turn - stretch.turn) * self._unit
 
-    def change(self, position: int, factor: float | Fraction) -> int:
-        """Let another factor rule from the first end of a period at or after micro-batch `position`; returns where that is.
+    def factor(self, j: int) -> Fraction:
+        """The echo factor in force at micro-batch j."""
+        return self._stretches[self.stretch_of(j // self.lanes)].segment.factor
 
-        What is still to be echoed there is forgotten and the buffer fills anew; the deal of fresh examples goes on.
+    def change(self, position: int, factor: float | Fraction) -> int:
+        """Let another factor rule from the first end of a period at or after micro-batch `position`; returns
+        where that is.
+
+        What is still to be echoed there is forgotten and the buffer fills anew; the deal of fresh examples
+        goes on.
         """
         turn, current = -(-position // self.lanes), self._stretches[-1]
         if turn < current.turn:
             raise DataError(
-                f"schedule: change: {position} lies before the last change; at least {current.turn * self.lanes}"
+                f"schedule: change: {position} is before the last change; at least {current.turn * self.lanes}"
             )
         period = self._period_of(turn)
         number, start = (period.number, turn) if period.start == turn else (period.number + 1, period.end)
@@ -145,13 +157,16 @@ class Schedule:
         """The smallest fresh number that a lane may still serve at its micro-batch `turn` or later."""
         period = self._period_of(turn)
         stretch = self._stretches[period.stretch]
-        return stretch.fresh + max(0, period.number - stretch.segment.taps) * stretch.segment.block * self._unit
+        return (
+            stretch.fresh + max(0, period.number - stretch.segment.taps) * stretch.segment.block * self._unit
+        )
 
     def needs(self, lane: int, turn: int) -> tuple[Ints, int]:
         """What to read so that a lane can serve from its micro-batch `turn` on, starting with nothing.
 
         Returns:
-            fresh numbers in the order of need, and the one from which all higher ones follow, counting upwards.
+            fresh numbers in the order of need, and the one from which all higher ones follow, counting
+            upwards.
         """
         period = self._period_of(turn)
         stretch = self._stretches[period.stretch]
@@ -163,7 +178,9 @@ class Schedule:
         return np.concatenate([soon, np.setdiff1d(later, soon)]), following
 
     def span(self) -> int:
-        """Fresh numbers between the oldest live one of a lane and the newest that its current period serves, at most."""
+        """Fresh numbers between the oldest live one of a lane and the newest that its current period serves,
+        at most.
+        """
         return max((segment.taps + 1) * segment.block for _, _, segment in self._stretches) * self._unit
 
     def _segment(self, factor: float | Fraction) -> Segment:
@@ -179,8 +196,8 @@ class Schedule:
         least = self.lanes * self.micro * (factor - 1)
         if self.capacity < least:
             raise DataError(
-                f"schedule: capacity: {self.capacity} examples cannot hold the echoes of {self.lanes} lanes of {self.micro} at "
-                f"factor {float(factor):g}; at least {math.ceil(least)}"
+                f"schedule: capacity: {self.capacity} examples cannot hold the echoes of {self.lanes} lanes "
+                f"of {self.micro} at factor {float(factor):g}; at least {math.ceil(least)}"
             )
         # Near factor 1 a block would outgrow all bounds: a quarter of a copy is the least that counts.
         batches = self.capacity // (self.lanes * self.micro * max(factor - 1, Fraction(1, 4)))
@@ -188,8 +205,8 @@ class Schedule:
             least_age = math.ceil(factor) * factor * self.lanes * self.micro
             if self.max_age < least_age:
                 raise DataError(
-                    f"schedule: max_age: {self.max_age} examples pass before the echoes of {self.lanes} lanes of {self.micro} "
-                    f"can be shuffled; at least {math.ceil(least_age)}"
+                    f"schedule: max_age: {self.max_age} examples pass before the echoes of {self.lanes} lanes "
+                    f"of {self.micro} can be shuffled; at least {math.ceil(least_age)}"
                 )
             batches = min(batches, self.max_age // least_age)
         return max(1, int(batches))
@@ -211,9 +228,10 @@ class Schedule:
         if self._unit == 1 and pass_number.min() != pass_number.max():
             order = spread_repeats(index, echo == 0)
             if order is not None:
-                flat = (array.reshape(len(lanes), -1) for array in served)
-                swapped = (np.take_along_axis(array, order, axis=1).reshape(index.shape) for array in flat)
-                served = MicroBatch(*swapped)
+                shape = (len(lanes), -1)
+                served = served.each(
+                    lambda array: np.take_along_axis(array.reshape(shape), order, axis=1).reshape(index.shape)
+                )
         return served
 
     def _examples(self, units: Ints) -> Ints:
@@ -224,22 +242,28 @@ class Schedule:
 
 
 class LaneReader:
-    """Reads the micro-batches of some lanes in rising order, computing the periods of several lanes at once."""
+    """Reads micro-batches of some lanes in rising order, computing the periods of several lanes at once."""
 
     def __init__(self, schedule: Schedule, lanes: Sequence[int]) -> None:
         self._schedule = schedule
         self._lanes = tuple(lanes)
-        self._held: dict[int, tuple[_Period, int, MicroBatch]] = {}  # lane -> its period, its row of the arrays
+        self._held: dict[
+            int, tuple[_Period, int, MicroBatch]
+        ] = {}  # lane -> its period, its row of the arrays
 
     def micro_batch(self, j: int) -> MicroBatch:
         """What micro-batch j serves, j mod L among the lanes: arrays [micro]."""
         turn, lane = divmod(j, self._schedule.lanes)
         held = self._held.get(lane)
-        if held is None or not held[0].start <= turn < held[0].end or held[0].stretch != self._schedule.stretch_of(turn):
+        if (
+            held is None
+            or not held[0].start <= turn < held[0].end
+            or held[0].stretch != self._schedule.stretch_of(turn)
+        ):
             self._read(turn, lane)
             held = self._held[lane]
         period, row, served = held
-        return served.at((row, turn - period.start))
+        return served.each(lambda array: array[row, turn - period.start])
 
     def _read(self, turn: int, lane: int) -> None:
         schedule = self._schedule
