@@ -1,4 +1,4 @@
-"""The command `lockstep`. What a command needs is imported inside it, so that `lockstep` itself starts at once."""
+"""The command `lockstep`. What a command needs is imported inside it: `lockstep` itself starts at once."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ def messages(debug: bool) -> Iterator[None]:
 
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            said, code = f"\n{error or 'interrupted'}", getattr(error, "exit_code", 130)
+            said, code = f"\n{error or 'interrupted by SIGINT'}", getattr(error, "exit_code", 130)
         elif isinstance(error, Refusal):
             said, code = str(error), 2
         elif isinstance(error, Stopped):
@@ -135,6 +135,54 @@ def sync(run: Path) -> None:
     from cluster import driver
 
     click.echo(driver.sync(run))
+
+
+head = click.option("--address", metavar="URL", help="The head's dashboard; else http://127.0.0.1:8265.")
+job = click.argument("job", metavar="JOB")
+
+
+@command
+@recipe
+@overrides
+@head
+def submit(recipe: str, overrides: tuple[str, ...], address: str | None) -> None:
+    """Train a recipe as a job on a running Ray cluster."""
+    from cluster import jobs
+
+    name = jobs.submit(recipe, overrides, address)
+    click.echo(f"{name}\nfollow it with `lockstep logs {name} -f`, end it with `lockstep stop {name}`")
+
+
+@command
+@click.argument("job", metavar="[JOB]", required=False)
+@head
+def status(job: str | None, address: str | None) -> None:
+    """Show a cluster's jobs, or one of them."""
+    from cluster import jobs
+
+    click.echo(jobs.status(job, address) if job else "\n".join(jobs.statuses(address)))
+
+
+@command
+@job
+@click.option("-f", "--follow", is_flag=True, help="Until the job ends.")
+@head
+def logs(job: str, follow: bool, address: str | None) -> None:
+    """Show what a job has written."""
+    from cluster import jobs
+
+    for piece in jobs.follow_logs(job, address) if follow else [jobs.logs(job, address)]:
+        click.echo(piece, nl=False)
+
+
+@command
+@job
+@head
+def stop(job: str, address: str | None) -> None:
+    """Stop a job; its run is marked and can be resumed."""
+    from cluster import jobs
+
+    click.echo(jobs.stop(job, address))
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is computed
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 TROUBLE_PATIENCE_S = 5.0  # and for one that does not
+INTERRUPTED_PATIENCE_S = 15.0  # and when somebody waits for the prompt
 
 
 class Interrupted(KeyboardInterrupt):
@@ -86,7 +87,7 @@ def train(
     resume: bool = False,
     keep_noise: bool = False,
 ) -> None:
-    """Train in a new folder, or go on in the newest one; `keep_noise` lets only the screen reach the terminal.
+    """Train in a new folder, or go on in the newest; `keep_noise` lets only the screen reach the terminal.
 
     Raises:
         Stopped: the run failed; it is marked so, and the message says why.
@@ -113,7 +114,7 @@ def train(
 
 
 def sync(folder: Path) -> str:
-    """Bring to MLflow what it has not got of a run; says where it is. Refusal while the run is being trained."""
+    """Bring to MLflow what it has not got of a run; says where it is. Refusal while the run is trained."""
     if not (folder / run_folder.RECIPE).is_file():
         raise Refusal(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
     folder = folder.absolute()
@@ -224,7 +225,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
-    """The process that follows the run into MLflow starts now, and has a bounded time to finish afterwards."""
+    """The process that follows the run into MLflow starts now, and has a bounded time to finish later."""
     command = [sys.executable, "-m", "trainer.tracking", str(folder), str(os.getpid())]
     with open(folder / run_folder.LOG, "ab") as log:
         writer = subprocess.Popen(
@@ -235,11 +236,15 @@ def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
             env=os.environ | tracking.QUIET_MLFLOW,
             start_new_session=True,  # Ctrl-C is not for the writer: it has the end to write
         )
+    patience_s = TRACKING_PATIENCE_S
     try:
         yield
+    except KeyboardInterrupt:
+        patience_s = INTERRUPTED_PATIENCE_S
+        raise
     finally:
         with screen.waiting("bringing the rest to MLflow"):
-            is_done = _wait(writer, folder)
+            is_done = _wait(writer, folder, patience_s)
         if is_done:
             screen.say(how_to_look(folder))
         else:
@@ -249,13 +254,13 @@ def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
             )
 
 
-def _wait(writer: subprocess.Popen, folder: Path) -> bool:
+def _wait(writer: subprocess.Popen, folder: Path, patience_s: float) -> bool:
     """Whether the writer finished its work. One that has trouble is given less time, and stopped after it."""
     began_at = time.monotonic()
     while writer.poll() is None:
         state = tracking.State.load(folder)
-        patience_s = TROUBLE_PATIENCE_S if state and state.trouble else TRACKING_PATIENCE_S
-        if time.monotonic() - began_at > patience_s:
+        is_in_trouble = state is not None and state.trouble is not None
+        if time.monotonic() - began_at > (TROUBLE_PATIENCE_S if is_in_trouble else patience_s):
             writer.kill()
             writer.wait()
             return False

@@ -1,10 +1,10 @@
 """Training on Ray: on a cluster of our own that ends with the run, or on one that is already there.
 
-The workers are Ray Train's, which places them, notices when one dies and starts the group again; where to go on is
-in the run's folder. Everything that is particular to this version of Ray Train stands in this module.
+The workers are Ray Train's, which places them, notices when one dies and starts the group again; where to go on
+is in the run's folder. Everything that is particular to this version of Ray Train stands in this module.
 
-A cluster of our own listens on the loopback interface only, in all its processes, and knows no other token than
-the one made for it.
+A cluster of our own listens on the loopback interface only, in all its processes, and knows no other token
+than the one made for it.
 """
 
 import os
@@ -89,7 +89,7 @@ def _connected(run: Run, address: str | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _own_cluster(run: Run) -> Iterator[None]:
-    """A cluster on this machine that lives as long as the body, with files of its own in a folder of its own."""
+    """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
     folder = Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))  # sockets in it: the path has to be short
     token = folder / "token"
     token.touch(mode=0o600)
@@ -192,7 +192,7 @@ def _train(run: Run, began_at: float, is_ours: bool) -> None:
 
 
 def _trainer_class() -> Any:
-    """Ray Train's trainer without what only its own data sets and long-lived clusters need: a Python process each.
+    """Ray Train's trainer without what only its data sets and lasting clusters need, a process each.
 
     The cleaner of placement groups stays where the cluster outlives the run.
     """
@@ -251,7 +251,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _meeting_point(folder: Path, is_ours: bool) -> str:
-    """Where the workers find each other: a file on one machine, which opens no port; across machines an address."""
+    """Where the workers meet: on one machine in a file, which opens no port; across machines at an address."""
     if is_ours:
         return f"file://{folder}/.ray/{secrets.token_hex(8)}"
     import ray

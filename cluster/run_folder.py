@@ -28,7 +28,7 @@ def create(directory: str | Path, name: str) -> Path:
             return folder
     except OSError as error:
         raise Refusal(
-            f"checkpoint.dir: {parent} cannot hold runs ({error.strerror}); give a folder that can be written to"
+            f"checkpoint.dir: {parent} cannot hold runs ({error.strerror}); give one that can be written to"
         ) from error
     raise AssertionError("counting has no end")
 

@@ -19,7 +19,7 @@ from trainer.errors import Refusal, Stopped
 USUAL_PORT = 5000
 STARTING_S = 120.0
 SERVER = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a process that runs code on request, which nobody asked for
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nobody asked for a process that runs code on request
 }
 
 

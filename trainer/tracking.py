@@ -1,9 +1,9 @@
 """Follows a run's journal into MLflow. A process of its own, so that training never waits for tracking.
 
-`python -m trainer.tracking FOLDER PARENT` prepares the database while the run starts, then logs the journal in
-batches. A server that is down or a database that is locked only makes it fall behind: it tries again, and
-`tracking.json` in the run folder says how far it got, so that `lockstep sync RUN` goes on from there. Timestamps
-and steps come from the journal, so what is logged twice lands on itself.
+`python -m trainer.tracking FOLDER PARENT` prepares the database while the run starts, then logs the journal
+in batches. A server that is down or a database that is locked only makes it fall behind: it tries again, and
+`tracking.json` in the run folder says how far it got, so that `lockstep sync RUN` goes on from there.
+Timestamps and steps come from the journal, so what is logged twice lands on itself.
 
 Nothing from the process's environment is recorded: credentials for the server and its storage live there.
 """
@@ -323,23 +323,25 @@ def _log_graph(model: Any, inputs: tuple[Any, ...]) -> None:
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import Schema
 
-    specs: list[Any] = [
-        TensorSpec(array.dtype, (-1, *array.shape[1:]), f"input_{i}") for i, array in enumerate(inputs)
-    ]
-    if len(specs) == 1:  # then it is a pyfunc model as well, whose one input has no name
-        specs: list[Any] = [TensorSpec(inputs[0].dtype, (-1, *inputs[0].shape[1:]))]
+    names = [None] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    specs: list[Any] = [_free_batch(array, name) for array, name in zip(inputs, names, strict=True)]
     output = model(*map(torch.from_numpy, inputs)).detach().numpy()
-    outputs = Schema([TensorSpec(output.dtype, (-1, *output.shape[1:]))])
     mlflow.pytorch.log_model(
         model,
         name="model",
         input_example=inputs[0] if len(inputs) == 1 else inputs,
-        signature=ModelSignature(Schema(specs), outputs),
+        signature=ModelSignature(Schema(specs), Schema([_free_batch(output, None)])),
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
         serialization_format="pt2",
     )
+
+
+def _free_batch(array: Any, name: str | None) -> Any:
+    from mlflow.types import TensorSpec
+
+    return TensorSpec(array.dtype, (-1, *array.shape[1:]), name)
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""Recipes as jobs on a Ray cluster, through the Ray Jobs API of its head.
+
+Whoever may submit a job may run anything on the cluster. So a token is asked for, and it never travels over
+plain HTTP to another machine. Nothing from this process's environment enters a job: credentials for storage and
+tracking are the cluster's own.
+"""
+
+import asyncio
+import ipaddress
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from cluster.launch import code_for_workers
+from trainer import door, tracking
+from trainer.errors import Refusal, Stopped
+from trainer.task import refuse_shadows
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+HOME_ADDRESS = "http://127.0.0.1:8265"
+STOPPING_S = 30  # what a run may take to mark itself and end, once it is told to stop
+
+
+def submit(path: str, overrides: Sequence[str], address: str | None) -> str:
+    """Submit a recipe of the working folder, with that folder; returns the job's id."""
+    with connected(address) as client:
+        return client.submit_job(**job(path, overrides))
+
+
+def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A job that trains a recipe: what the cluster is told, credentials not among it."""
+    recipe = door.read(path, overrides)
+    tracking.address(recipe)
+    folder = Path.cwd()
+    refuse_shadows(folder)
+    if not Path(path).resolve().is_relative_to(folder):
+        raise Refusal(f"{path}: lies outside the working folder {folder}, which is what the job takes along")
+    if not Path(recipe.checkpoint.dir).is_absolute():
+        raise Refusal(
+            f"checkpoint.dir: is {recipe.checkpoint.dir}, and a job's working folder ends with the job; "
+            "give an absolute path that all nodes share"
+        )
+    inside = Path(path).resolve().relative_to(folder)
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    environment = code_for_workers() | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING_S)}}
+    return {
+        "entrypoint": shlex.join(["python", "-m", "cluster.cli", "train", str(inside), *settings]),
+        "runtime_env": environment,
+        "metadata": {"recipe": recipe.name},
+    }
+
+
+def statuses(address: str | None) -> list[str]:
+    """One line per job, the newest first."""
+    with connected(address) as client:
+        jobs = sorted(client.list_jobs(), key=lambda each: each.start_time or 0, reverse=True)
+    return [_line(each) for each in jobs if each.submission_id]
+
+
+def status(job_id: str, address: str | None) -> str:
+    """One job's line, and what the cluster has to say about it."""
+    with connected(address) as client:
+        details = client.get_job_info(job_id)
+    return "\n".join(filter(None, [_line(details), details.message]))
+
+
+def logs(job_id: str, address: str | None) -> str:
+    """What a job has written so far."""
+    with connected(address) as client:
+        return client.get_job_logs(job_id)
+
+
+def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
+    """What a job has written and writes, until it ends."""
+    with connected(address) as client:
+        pieces = client.tail_job_logs(job_id)
+        with asyncio.Runner() as runner:
+            while (piece := runner.run(anext(pieces, None))) is not None:
+                yield piece
+
+
+def stop(job_id: str, address: str | None) -> str:
+    """Stop a job and wait until it has ended; returns its line."""
+    with connected(address) as client:
+        client.stop_job(job_id)
+        deadline = time.monotonic() + STOPPING_S + 10
+        while not client.get_job_status(job_id).is_terminal():
+            if time.monotonic() > deadline:
+                raise Stopped(
+                    f"{job_id}: was told to stop and has not ended; look at `lockstep logs {job_id}`"
+                )
+            time.sleep(0.5)
+        return _line(client.get_job_info(job_id))
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
+    """A client of the head at `address`; what goes wrong between us becomes a message."""
+    url = head_url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or HOME_ADDRESS)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        yield JobSubmissionClient(url)
+    except AuthenticationError as error:
+        raise Refusal(
+            f"{url}: wants a token; give the cluster's in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except ConnectionError as error:
+        raise Refusal(
+            f"{url}: no Ray head answers there; give --address http://HOST:PORT of its dashboard"
+        ) from error
+    except RuntimeError as error:
+        raise Stopped(str(error).strip().splitlines()[-1]) from error
+
+
+def head_url(address: str) -> str:
+    """The head's URL. Refusal of plain HTTP to another machine: the token would travel in the open."""
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refusal(f"--address: is {address}; give http://HOST:PORT of the head's dashboard")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        port = parts.port or 8265
+        raise Refusal(
+            f"--address: {url} would send the cluster's token in the open; use https, or a tunnel: "
+            f"`ssh -N -L {port}:127.0.0.1:{port} {parts.hostname}` and --address http://127.0.0.1:{port}"
+        )
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _line(details: Any) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((details.start_time or 0) / 1000))
+    recipe = (details.metadata or {}).get("recipe", "")
+    return f"{details.submission_id}  {details.status.value:<9}  {began}  {recipe}"
