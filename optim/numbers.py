@@ -1,4 +1,4 @@
-"""The numbers `h` of all layers side by side: as vectors for functions of layers, as columns for tables of rows."""
+"""The numbers `h` of many layers side by side: vectors for functions of layers, columns for tables of rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,49 +6,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.pieces import Layer
+from optim.pieces import Cohort
 
 
 class LayerNumbers:
-    """Vectors [layers], made when a rule asks for them: float64, or bool for flags."""
+    """Numbers of one step as vectors [layers], made when a rule asks for them: float64, or bool for flags.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers = layers
-        self._device = layers[0].parameter.device
+    A hyperparameter is the same for a cohort of layers; what a function of layers found is each layer's own.
+    """
+
+    def __init__(self, cohorts: Sequence[Cohort], cohort_of_layer: Tensor, numel: Tensor) -> None:
+        self.numel = numel
+        self.found: dict[str, Tensor] = {}
+        self._cohorts = cohorts
+        self._cohort_of_layer = cohort_of_layer
 
     def __getattr__(self, name: str) -> Tensor:
-        vector = _vector([layer.numbers[name] for layer in self._layers], self._device)
+        vector = _vector(self.of_cohorts(name), self._cohort_of_layer.device)[self._cohort_of_layer]
         setattr(self, name, vector)
         return vector
 
+    def of_cohorts(self, name: str) -> list[Any]:
+        """A hyperparameter of each cohort."""
+        return [cohort.numbers[name] for cohort in self._cohorts]
+
     def add(self, name: str, vector: Tensor) -> None:
-        """Keep what a function of layers found, here and with each layer."""
-        vector = vector.expand(len(self._layers))
-        setattr(self, name, vector)
-        for layer, value in zip(self._layers, vector.unbind(), strict=True):
-            layer.numbers[name] = value.to(layer.parameter.device)
+        """Keep what a function of layers found."""
+        self.found[name] = vector.expand(len(self.numel))
+        setattr(self, name, self.found[name])
 
 
 class RowNumbers:
-    """Columns [rows, 1] that repeat each layer's numbers for every row of it. Kept, and refilled where values change."""
+    """Numbers as columns [rows, 1], each layer's repeated for its rows: kept, and refilled where values changed."""
 
-    def __init__(self, layer_of_row: list[Tensor], dtype: torch.dtype, device: torch.device) -> None:
-        self._layer_of_row = torch.cat(layer_of_row).to(device)
+    def __init__(self, layer_of_row: Tensor, cohort_of_layer: Tensor, dtype: torch.dtype) -> None:
+        self._layer_of_row = layer_of_row
+        self._cohort_of_row = cohort_of_layer.to(layer_of_row.device)[layer_of_row]
         self._dtype = dtype
         self._columns: dict[str, Tensor] = {}
         self._filled: dict[str, list[Any]] = {}
 
-    def column(self, name: str, layers: Sequence[Layer]) -> Tensor:
+    def column(self, name: str, h: LayerNumbers) -> Tensor:
         """The column of one number: always the same storage."""
-        values = [layer.numbers[name] for layer in layers]
-        if name not in self._columns:
-            self._columns[name] = torch.empty(
-                len(self._layer_of_row), 1, dtype=self._dtype, device=self._layer_of_row.device
-            )
+        if name in h.found:
+            return self._fill(name, h.found[name], self._layer_of_row)
+        values = h.of_cohorts(name)
         if isinstance(values[0], Tensor) or self._filled.get(name) != values:
             self._filled[name] = values
-            vector = _vector(values, self._layer_of_row.device).to(self._dtype)
-            torch.index_select(vector, 0, self._layer_of_row, out=self._columns[name].view(-1))
+            return self._fill(name, _vector(values, self._layer_of_row.device), self._cohort_of_row)
+        return self._columns[name]
+
+    def _fill(self, name: str, source: Tensor, index: Tensor) -> Tensor:
+        source = source.to(index.device, self._dtype)
+        if name not in self._columns:
+            self._columns[name] = source.new_empty(len(index), 1)
+        torch.index_select(source, 0, index, out=self._columns[name].view(-1))
         return self._columns[name]
 
 

@@ -20,18 +20,30 @@ Arrays = dict[str, Tensor]
 
 
 @dataclass(slots=True)
+class Cohort:
+    """Layers of one group at the same step: they share their numbers. `number` counts cohorts from 0."""
+
+    number: int
+    numbers: dict[str, Any]
+    options: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.options = tuple(value for value in self.numbers.values() if is_option(value))
+
+
+@dataclass(slots=True)
 class Layer:
-    """One parameter that takes part in a step, with its state and its numbers `h` of this step."""
+    """One parameter that takes part in a step, with its state; `elements` names the states shaped like it."""
 
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Any]
-    numbers: dict[str, Any]
+    cohort: Cohort
+    elements: Sequence[str]
 
-    @property
-    def options(self) -> tuple[Any, ...]:
-        """The hyperparameters that are no numbers: layers share a table only where they agree in them."""
-        return tuple(value for value in self.numbers.values() if is_option(value))
+    def tensors(self) -> Arrays:
+        """The states that are tensors."""
+        return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
 
 @dataclass(slots=True)
@@ -96,7 +108,7 @@ def _neighbours(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[tuple[Any
         buffer, start, numel = flat.place(layer.parameter)
         run += start != expected
         expected = start + rows_of(numel) * ROW
-        yield (buffer, run, layer.options, tuple(layer.state)), layer
+        yield (buffer, run, layer.cohort.options, tuple(layer.state)), layer
 
 
 def _lines(arrays: Arrays) -> Arrays | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from optim.engine import Engine, EngineName, Reduce, chosen
 from optim.flattening import Flattening
-from optim.pieces import Layer
+from optim.layout import Layout
+from optim.pieces import Cohort, Layer, blocks, table_and_tail, whole
 from optim.stage import Function, compute_dtype, is_option, stages_of
 
 
@@ -110,14 +111,18 @@ class Rule(Flattening):
         return loss
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
-        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        return Engine(rounds, self.scratch, kind, self.flat, self.shaped)
+        if self.shaped or kind == "tensor":
+            layout = Layout(whole, None, self.scratch)
+        else:
+            layout = Layout(blocks if kind == "rows" else table_and_tail, self.flat, self.scratch)
+        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
+        return Engine(rounds, layout, compiled=kind == "compiled")
 
     def _layers(self) -> list[Layer]:
         """The parameters that have a gradient, with their numbers of this step."""
         layers = []
-        known: dict[tuple[int, int], dict[str, Any]] = {}
+        cohorts: dict[tuple[int, int], Cohort] = {}
         for number, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.grad is None:
@@ -128,10 +133,9 @@ class Rule(Flattening):
                 t = state["step"] = state["step"] + 1
                 if p.numel() == 0:
                     continue
-                if (number, t) not in known:
-                    known[number, t] = self._numbers(group, t)
-                numbers = {**known[number, t], "numel": float(p.numel())}
-                layers.append(Layer(p, p.grad, state, numbers))
+                if (number, t) not in cohorts:
+                    cohorts[number, t] = Cohort(len(cohorts), self._numbers(group, t))
+                layers.append(Layer(p, p.grad, state, cohorts[number, t], self.elements))
         return layers
 
     def _begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,12 +64,14 @@ class Amos(Rule):
     d_coef: float = 0.25
     extra_l2: float = 0.0
 
+    elements = ("m",)
     layer_states = ("v", "b")
     stages = (measure, judge, move)
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        return super().state_shapes(h, shape) | ({"m": shape} if h["momentum"] else {})
+        shapes = super().state_shapes(h, shape)
+        return shapes if h["momentum"] else {name: shapes[name] for name in cls.layer_states}
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""Where the arrays of a step lie: the pieces, their buffers, and which layer each row belongs to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optim.flat import Flat, view_like
+from optim.numbers import LayerNumbers, RowNumbers
+from optim.pieces import Arrays, Cut, Layer, Piece, tables
+from optim.stage import compute_dtype
+
+
+class Layout:
+    """The pieces of the layers that take part in a step.
+
+    A layout holds no truth. States are the optimizer's; whatever was moved, replaced or converted since the last step
+    is noticed by its address, on the host alone, and taken in.
+
+    Args:
+        cut: how a layer is cut where there are no flat buffers.
+        flat: the buffers of parameters and gradients, beside which states then lie too.
+        scratch: names of arrays like the parameter that stages leave for later ones; kept, since fresh memory is dear.
+    """
+
+    def __init__(self, cut: Cut, flat: Flat | None, scratch: Sequence[str]) -> None:
+        self.pieces: list[Piece] = []
+        self.tables: list[tuple[list[Piece], RowNumbers]] = []
+        self.has_parts = False
+        self._cut = cut
+        self._flat = flat
+        self._scratch_names = scratch
+        self._scratch: dict[Tensor, Arrays] = {}
+        self._buffers: dict[str, list[Tensor]] = {}
+        self._seen: list[Any] = []
+
+    def follow(self, layers: Sequence[Layer]) -> None:
+        """Cut anew if anything lies elsewhere than at the last step."""
+        if _fingerprint(layers) == self._seen:
+            return
+        for layer in layers:
+            _settle(layer)
+        if self._flat is not None:
+            self._fill_buffers(self._flat, layers)
+            self.pieces = list(tables(layers, self._flat, self._buffers))
+        else:
+            self.pieces = [
+                piece for n, layer in enumerate(layers) for piece in self._cut(n, self._arrays(layer))
+            ]
+        self._index(layers)
+        self._seen = _fingerprint(layers)
+
+    def numbers(self, layers: Sequence[Layer]) -> LayerNumbers:
+        """The layers' numbers of this step."""
+        cohorts = {layer.cohort.number: layer.cohort for layer in layers}
+        return LayerNumbers(list(cohorts.values()), self._cohort_of_layer, self._numel)
+
+    def by_layer(self, sums: Tensor) -> Tensor:
+        """Sums of pieces and rows [places, sums] added up for each layer [layers, sums], always in the same order."""
+        if self._counts is None:
+            return sums
+        return torch.segment_reduce(sums, "sum", lengths=self._counts, axis=0)
+
+    def _arrays(self, layer: Layer) -> Arrays:
+        p = layer.parameter
+        scratch = self._scratch.setdefault(p, {})
+        for name in self._scratch_names:
+            if name not in scratch or not _alike(scratch[name], p):
+                scratch[name] = torch.empty_like(p, dtype=compute_dtype(p))
+        return {"p": p.detach(), "g": layer.gradient.detach(), **layer.tensors(), **scratch}
+
+    def _fill_buffers(self, flat: Flat, layers: Sequence[Layer]) -> None:
+        """Move states into buffers beside the flat parameters; what the optimizer holds becomes views of them."""
+        self._buffers |= {"p": flat.parameters, "g": flat.gradients}
+        for layer in layers:
+            p = layer.parameter
+            buffer, start, _ = flat.place(p)
+            states = {name: value for name, value in layer.tensors().items() if name in layer.elements}
+            for name in (*states, *self._scratch_names):
+                if name not in self._buffers:
+                    self._buffers[name] = [
+                        torch.zeros_like(b, dtype=compute_dtype(b)) for b in flat.parameters
+                    ]
+                home = view_like(self._buffers[name][buffer], start, p)
+                if name in states and states[name].data_ptr() != home.data_ptr():
+                    layer.state[name] = home.copy_(states[name])
+
+    def _index(self, layers: Sequence[Layer]) -> None:
+        """Note how many sums each layer gives, and which layer each row of a table belongs to."""
+        device = layers[0].parameter.device
+        counts = [0] * len(layers)
+        of_kind: dict[tuple[torch.dtype, torch.device], list[Piece]] = {}
+        for piece in self.pieces:
+            for number, rows in enumerate(piece.spans or (1,), start=piece.layer):
+                counts[number] += rows
+            if piece.spans:
+                p = piece.arrays["p"]
+                of_kind.setdefault((compute_dtype(p), p.device), []).append(piece)
+        self.has_parts = any(not piece.spans for piece in self.pieces)
+        self._counts = None if set(counts) == {1} else torch.tensor(counts, device=device)
+        self._numel = torch.tensor(
+            [float(x.parameter.numel()) for x in layers], dtype=torch.float64, device=device
+        )
+        self._cohort_of_layer = torch.tensor([layer.cohort.number for layer in layers], device=device)
+        self.tables = [
+            (pieces, RowNumbers(_layer_of_row(pieces).to(device), self._cohort_of_layer, dtype))
+            for (dtype, device), pieces in of_kind.items()
+        ]
+
+
+def _layer_of_row(pieces: Sequence[Piece]) -> Tensor:
+    numbers = [torch.arange(piece.layer, piece.layer + len(piece.spans)) for piece in pieces]
+    return torch.cat(numbers).repeat_interleave(
+        torch.tensor([rows for piece in pieces for rows in piece.spans])
+    )
+
+
+def _settle(layer: Layer) -> None:
+    """Keep states in the dtype that is computed in, beside their parameter, whatever became of that."""
+    p = layer.parameter
+    for name, value in layer.tensors().items():
+        layer.state[name] = value.to(p.device, compute_dtype(p))
+
+
+def _alike(x: Tensor, p: Tensor) -> bool:
+    return (
+        x.shape == p.shape
+        and x.stride() == p.stride()
+        and x.device == p.device
+        and x.dtype == compute_dtype(p)
+    )
+
+
+def _fingerprint(layers: Sequence[Layer]) -> list[Any]:
+    """Where everything lies and how it is treated: equal as long as the pieces that were cut are right."""
+    return [
+        (
+            layer.parameter.data_ptr(),
+            layer.parameter.dtype,
+            layer.gradient.data_ptr(),
+            layer.cohort.number,
+            layer.cohort.options,
+            *[value.data_ptr() for value in layer.state.values() if isinstance(value, Tensor)],
+        )
+        for layer in layers
+    ]
