@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from data_echo import Order, Preparer
-from trainer.errors import Stopped
 from trainer.group import Group
 from trainer.reduction import FixedPointSum
 from trainer.task import Task
@@ -38,20 +37,11 @@ class Evaluation:
         was_training = model.training
         model.eval()
         sums: dict[str, Tensor] = {}
-        trouble = None
-        try:
-            with torch.inference_mode():
-                for block in self._prepared():
-                    batch = {
-                        key: torch.as_tensor(value).to(self.group.device) for key, value in block.items()
-                    }
-                    for name, (total, count) in self._metrics(model, batch).items():
-                        sums[name] = sums.get(name, 0) + self._fixed(total, count)
-        except Exception as error:  # on this worker alone, while the others wait to add up
-            trouble = error
-        reason = self.group.first(None if trouble is None else f"{type(trouble).__name__}: {trouble}")
-        if reason is not None:
-            raise Stopped(f"evaluating {self.split}: {reason}") from trouble
+        with self.group.in_step(f"evaluating {self.split}"), torch.inference_mode():
+            for block in self._prepared():
+                batch = {key: torch.as_tensor(value).to(self.group.device) for key, value in block.items()}
+                for name, (total, count) in self._metrics(model, batch).items():
+                    sums[name] = sums.get(name, 0) + self._fixed(total, count)
         model.train(was_training)
         return self._means(sums)
 

@@ -128,11 +128,13 @@ def _seconds(passes: Passes, chunks: Sequence[Sequence[int]]) -> float:
 def _left_alone(model: nn.Module, gradients: Sequence[Tensor]) -> Iterator[None]:
     """Whatever passes do to buffers and gradients is undone."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    yield
-    for buffer, value in before:
-        buffer.copy_(value)
-    for gradient in gradients:
-        gradient.zero_()
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+        for gradient in gradients:
+            gradient.zero_()
 
 
 def _random_state(device: torch.device) -> Tensor:

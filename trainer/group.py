@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from data_echo import DataError
+from trainer.errors import Refusal, Stopped
 
 CPU = torch.device("cpu")
 
@@ -21,6 +26,7 @@ class Group:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    is_ours: bool = False  # whether `join` set torch.distributed up, and `leave` is to take it down
 
     @classmethod
     def join(cls, device: str = "auto") -> Group:
@@ -30,15 +36,16 @@ class Group:
         """
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         chosen = _device(device, local_rank)
-        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        is_ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if is_ours:
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         if not dist.is_initialized():
             return cls(device=chosen)
-        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+        return cls(dist.get_rank(), dist.get_world_size(), chosen, is_ours)
 
     def leave(self) -> None:
-        """Take the process group down, if there is one; the worker is alone afterwards."""
-        if self.size > 1 and dist.is_initialized():
+        """Undo what `join` did."""
+        if self.is_ours:
             dist.destroy_process_group()
 
     def owns(self, lane: int) -> bool:
@@ -63,15 +70,33 @@ class Group:
         dist.broadcast_object_list(box, src=0, device=CPU)
         return box[0]
 
-    def first(self, reason: str | None) -> str | None:
-        """The first worker's reason that is not None, on every worker: how one worker's trouble stops them
-        all.
+    @contextmanager
+    def in_step(self, what: str) -> Iterator[None]:
+        """What is done here may fail on one worker alone. If it does, all of them raise Stopped with its
+        reason, and none is left waiting for one that is gone.
         """
+        trouble = None
+        try:
+            yield
+        except Exception as error:
+            trouble = error
+        reason = self.first(trouble)
+        if reason is not None:
+            raise Stopped(f"{what}: {reason}") from trouble
+
+    def first(self, trouble: Exception | None) -> str | None:
+        """The first worker's trouble, in words, on every worker; None if nobody has any."""
+        reason = None if trouble is None else _words(trouble)
         if self.size == 1:
             return reason
         reasons: list[str | None] = [None] * self.size
         dist.all_gather_object(reasons, reason)
         return next((r for r in reasons if r is not None), None)
+
+
+def _words(trouble: Exception) -> str:
+    speaks_for_itself = isinstance(trouble, DataError | Refusal | Stopped)
+    return str(trouble) if speaks_for_itself else f"{type(trouble).__name__}: {trouble}"
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -106,7 +106,7 @@ def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tu
 
 def _why(run: Training, loss: float, count: float, norm: float, trouble: Exception | None) -> str:
     where = f"step {run.progress.step + 1}, after {run.progress.examples} examples"
-    reason = run.group.first(None if trouble is None else f"{type(trouble).__name__}: {trouble}")
+    reason = run.group.first(trouble)
     if reason is not None:
         return f"{where}: {reason}"
     if count == 0:

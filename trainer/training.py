@@ -162,14 +162,15 @@ def _choose_execution(training: Training) -> None:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
     choice = None
-    if group.rank == 0:
-        choice = execution.choose(
-            training.passes,
-            training.share(training.plan.micro_batches_at(0)),
-            training.optimizer.flat.gradients,  # type: ignore[attr-defined]
-            most=execution.stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
-            threads=execution.cores_per_worker(run.workers),
-        )
+    with group.in_step("the first micro-batches"):
+        if group.rank == 0:
+            choice = execution.choose(
+                training.passes,
+                training.share(training.plan.micro_batches_at(0)),
+                training.optimizer.flat.gradients,  # type: ignore[attr-defined]
+                most=execution.stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
+                threads=execution.cores_per_worker(run.workers),
+            )
     training.passes.execution = group.share(choice)
 
 
