@@ -203,7 +203,12 @@ def _compose(text: str, file: str) -> yaml.Node | None:
 class _Dumper(yaml.SafeDumper):
     """Quotes every string that this door or YAML 1.1 would read as something else."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Plain or quoted as PyYAML chooses, but escaped where it would lose a line break of Unicode's (NEL)."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _kind in _PLAIN:
     _Dumper.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind.tag}", re.compile(rf"^(?:{_kind.pattern})$"), list(_kind.first)

@@ -31,6 +31,7 @@ class Section(BaseModel):
         validate_default=True,
         validate_by_name=True,
         serialize_by_alias=True,
+        ser_json_inf_nan="constants",
     )
 
 
@@ -84,7 +85,7 @@ class Interval(Length):
     @model_validator(mode="after")
     def _not_zero(self) -> "Interval":
         if not getattr(self, self.unit):
-            raise refuse(f"is 0 {self.unit}", "give more than 0")
+            raise refuse("is 0", "give more than 0", self.unit)
         return self
 
 

@@ -20,9 +20,8 @@ class Scale(Section):
     @model_validator(mode="after")
     def _complete(self) -> "Scale":
         if self.rule != "none" and self.base_batch is None:
-            raise refuse(
-                f"rule {self.rule} has no base_batch", "give the batch that optimizer.lr was chosen for"
-            )
+            right = "give the batch that optimizer.lr was chosen for"
+            raise refuse(f"is missing for rule {self.rule}", right, "base_batch")
         if (self.rule == "power") != (self.power is not None):
             raise refuse(
                 f"rule is {self.rule} and power is {self.power}", "give power with rule power, and only there"
