@@ -12,6 +12,7 @@ _HOMES = {
     "ExampleError": "errors",
     "Source": "source",
     "ArraySource": "source",
+    "ParquetSource": "parquet",
     "Draw": "draws",
     "Draws": "draws",
     "Deal": "deal",
@@ -20,6 +21,7 @@ _HOMES = {
     "Order": "preparer",
     "Preparer": "preparer",
     "InlinePreparer": "preparer",
+    "ProcessPreparer": "processes",
     "Feed": "feed",
 }
 __all__ = sorted(_HOMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DataError(Exception):
-    """The package's one exception type: `<where>: <key>: <what is wrong, the value>; <what would be right>`."""
+    """The package's one exception type: `<where>: <key>: <what is wrong>; <what would be right>`."""
 
 
 class ExampleError(DataError):

@@ -30,7 +30,7 @@ class FileSet:
             raise DataError(f"files: {missing[0]}: no such file; the path of a {ending} file")
         if not self.names:
             raise DataError(
-                f"files: {files}: no {ending} files there; a folder, a file, or a pattern like train-*{ending}"
+                f"files: {files}: no {ending} files there; a folder, a file, or a pattern: *{ending}"
             )
 
     def open(self, name: str) -> Any:

@@ -10,6 +10,8 @@ from data_echo.errors import DataError
 
 Image = np.ndarray
 
+_SAME_COLOURS = ("YCbCr", "RGB", "Gray")  # PIL turns the others (CMYK) into RGB by a rule of its own
+
 try:
     import simplejpeg
 except ImportError:  # the extra `fast-jpeg`: several times faster on small images, with the same pixels
@@ -24,9 +26,10 @@ def decode(data: bytes | memoryview) -> Image:
     """
     if simplejpeg is not None and simplejpeg.is_jpeg(data):
         try:
-            return simplejpeg.decode_jpeg(data, "RGB")
+            if simplejpeg.decode_jpeg_header(data)[2] in _SAME_COLOURS:
+                return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
-            pass  # damaged, or in colours it does not know: PIL decides, as it does where there is no simplejpeg
+            pass  # damaged: PIL decides, as it does without simplejpeg
     return _decode_with_pil(data)
 
 

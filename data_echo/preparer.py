@@ -82,10 +82,17 @@ class Workbench:
         return stacked(prepared, f"{order.split}: prepare")
 
     def _opened(self, split: str) -> tuple[Prepares, Source]:
-        if self._task is None:
-            self._task = self._make_task()
-        if split not in self._sources:
-            self._sources[split] = self._task.source(split)
+        try:
+            if self._task is None:
+                self._task = self._make_task()
+            if split not in self._sources:
+                self._sources[split] = self._task.source(split)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{split}: task: {type(error).__name__}: {error}; a task that can be built"
+            ) from error
         return self._task, self._sources[split]
 
     def _examples(self, order: Order, source: Source) -> list[Any]:

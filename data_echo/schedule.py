@@ -137,9 +137,7 @@ class Schedule:
         """
         turn, current = -(-position // self.lanes), self._stretches[-1]
         if turn < current.turn:
-            raise DataError(
-                f"schedule: change: {position} is before the last change; at least {current.turn * self.lanes}"
-            )
+            raise DataError(f"schedule: change: {position} is past; at least {current.turn * self.lanes}")
         period = self._period_of(turn)
         number, start = (period.number, turn) if period.start == turn else (period.number + 1, period.end)
         fresh = current.fresh + number * current.segment.block * self._unit
@@ -205,8 +203,8 @@ class Schedule:
             least_age = math.ceil(factor) * factor * self.lanes * self.micro
             if self.max_age < least_age:
                 raise DataError(
-                    f"schedule: max_age: {self.max_age} examples pass before the echoes of {self.lanes} lanes "
-                    f"of {self.micro} can be shuffled; at least {math.ceil(least_age)}"
+                    f"schedule: max_age: {self.max_age} examples are too few for the echoes of "
+                    f"{self.lanes} lanes of {self.micro}; at least {math.ceil(least_age)}"
                 )
             batches = min(batches, self.max_age // least_age)
         return max(1, int(batches))

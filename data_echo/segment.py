@@ -82,9 +82,8 @@ class Segment:
         if repeats := min(self.taps, period):
             shown = [self._shown_again(period - tap, tap, lanes) for tap in range(1, repeats + 1)]
             copies = [np.full_like(again, tap) for tap, again in enumerate(shown, start=1)]
-            mixture = shuffled(
-                key(self._seed, _MIXTURE, lanes, period), sum(again.shape[1] for again in shown)
-            )
+            repeats = sum(again.shape[1] for again in shown)
+            mixture = shuffled(key(self._seed, _MIXTURE, lanes, period), repeats)
             number.append(np.take_along_axis(np.concatenate(shown, axis=1), mixture, axis=1))
             echo.append(np.take_along_axis(np.concatenate(copies, axis=1), mixture, axis=1))
         batches = self.start(period + 1) - self.start(period)
@@ -114,16 +113,13 @@ class Segment:
         return max(0, blocks) * self.block_batches * share.numerator // share.denominator
 
     def _last(self, period: int, lanes: Ints, numbers: Ints, echoes: Ints) -> np.ndarray:
-        """Whether no later copy comes: so with the last tap, and with the one before it for what the last tap
-        leaves out.
-        """
+        """Whether no later copy comes: at the last tap, or before it for what the last tap leaves out."""
         last = echoes == self.taps
         block = period - (self.taps - 1)
         if self._last_share < 1 and block >= 0:
             ends = np.ones((len(lanes), self.block), bool)
-            np.put_along_axis(
-                ends, self._shown_again(block, self.taps, lanes) - block * self.block, False, axis=1
-            )
+            again = self._shown_again(block, self.taps, lanes)
+            np.put_along_axis(ends, again - block * self.block, False, axis=1)
             lane, batch, slot = np.nonzero(echoes == self.taps - 1)
             last[lane, batch, slot] = ends[lane, numbers[lane, batch, slot] - block * self.block]
         return last
@@ -131,9 +127,7 @@ class Segment:
 
 @lru_cache(16)
 def _places(batches: int, slots: int, block: int) -> Ints:
-    """Where each slot of a period [batches, slots] looks in (fresh block, then repeats): fresh demand is even
-    to one.
-    """
+    """Where each slot [batches, slots] looks in (fresh block, then repeats): fresh demand is even to one."""
     ends = np.arange(batches + 1) * block // batches
     first, fresh = ends[:-1, None], np.diff(ends)[:, None]
     slot = np.arange(slots)

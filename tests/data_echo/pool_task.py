@@ -1,0 +1,30 @@
+"""A task for pools, in a module of its own so that their processes need not import torch."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from data_echo import ArraySource
+
+EXAMPLES = 300
+
+
+class Task:
+    """Examples carry who prepared them; one of them may be bad."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.bad = bad
+
+    def source(self, split: str) -> ArraySource:
+        return ArraySource({"index": np.arange(EXAMPLES)})
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        if example["index"] == self.bad:
+            raise ValueError("bad number")
+        return {"index": example["index"], "drawn": draw.uniform(3), "process": np.int64(os.getpid())}
+
+
+class Unbuildable:
+    def __init__(self) -> None:
+        raise RuntimeError("no such dataset")

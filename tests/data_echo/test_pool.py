@@ -1,0 +1,167 @@
+"""Pools: the same blocks whoever makes them, whatever is killed meanwhile, and nothing left running."""
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_echo import (
+    DataError,
+    ExampleError,
+    Feed,
+    InlinePreparer,
+    Order,
+    Preparer,
+    ProcessPreparer,
+    Schedule,
+)
+from tests.data_echo.pool_task import EXAMPLES, Task, Unbuildable
+
+
+def orders(count: int = 12, n: int = 40) -> list[Order]:
+    rng = np.random.default_rng(0)
+    return [Order("train", rng.integers(0, 5, n), rng.integers(0, EXAMPLES, n)) for _ in range(count)]
+
+
+def assert_same_blocks(preparer: Preparer, asked: list[Order], kill: Any = None) -> set[int]:
+    inline, processes = InlinePreparer(Task(), 7), set()
+    tickets = [preparer.order(order) for order in asked]
+    for number, (order, ticket) in enumerate(zip(asked, tickets, strict=True)):
+        block, expected = preparer.collect(ticket), inline.collect(order)
+        assert np.array_equal(block["index"], expected["index"])
+        assert np.array_equal(block["drawn"], expected["drawn"])
+        processes |= set(block["process"].tolist())
+        if kill and number % 5 == 2:
+            kill(sorted(processes))
+    return processes
+
+
+def assert_ended(processes: set[int]) -> None:
+    assert processes
+    assert not any(os.path.exists(f"/proc/{process}") for process in processes)
+
+
+def test_processes_make_the_same_blocks() -> None:
+    preparer = ProcessPreparer(Task, 7, 2)
+    try:
+        processes = assert_same_blocks(preparer, orders())
+        assert os.getpid() not in processes
+    finally:
+        preparer.close()
+    assert_ended(processes)
+
+
+def test_killed_processes_are_replaced() -> None:
+    preparer = ProcessPreparer(Task, 7, 2)
+    try:
+        processes = assert_same_blocks(preparer, orders(), lambda alive: os.kill(alive[-1], signal.SIGKILL))
+    finally:
+        preparer.close()
+    assert len(processes) > 1
+
+
+def test_errors_come_back_from_processes() -> None:
+    preparer = ProcessPreparer(partial(Task, bad=3), 7, 1)
+    try:
+        with pytest.raises(ExampleError, match="train: example 3: ValueError: bad number"):
+            preparer.collect(preparer.order(Order("train", np.zeros(2, int), np.array([2, 3]))))
+        assert preparer.collect(preparer.order(Order("train", np.zeros(1, int), np.array([2]))))["index"] == 2
+    finally:
+        preparer.close()
+    broken = ProcessPreparer(Unbuildable, 7, 1)
+    try:
+        with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
+            broken.collect(broken.order(orders(1)[0]))
+    finally:
+        broken.close()
+
+
+def test_no_processes_are_refused() -> None:
+    with pytest.raises(DataError, match="pool: processes: 0; at least 1"):
+        ProcessPreparer(Task, 7, 0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """An embedded Ray of two logical CPUs, ended with its processes."""
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", include_dashboard=False, num_cpus=4, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_actors_make_the_same_blocks(cluster: Any) -> None:
+    from data_echo.pool import PoolPreparer, start_pool
+
+    preparer = PoolPreparer(start_pool(Task, 7, 2))
+    processes = assert_same_blocks(preparer, orders())
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+
+
+@pytest.mark.slow
+def test_killed_actors_are_restarted_and_their_orders_redone(cluster: Any) -> None:
+    from data_echo.pool import PoolPreparer, start_pool
+
+    preparer = PoolPreparer(start_pool(Task, 7, 2))
+    processes = assert_same_blocks(preparer, orders(20), lambda alive: _kill(alive[-1]))
+    assert len(processes) > 2
+
+
+def _kill(process: int) -> None:
+    if os.path.exists(f"/proc/{process}"):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_actors_gone_for_good_are_left_out(cluster: Any) -> None:
+    from data_echo.pool import PoolPreparer, start_pool
+
+    actors = start_pool(Task, 7, 2)
+    preparer = PoolPreparer(actors)
+    assert_same_blocks(preparer, orders(10), lambda _: cluster.kill(actors[0]))
+    cluster.kill(actors[1])
+    with pytest.raises(DataError, match="pool: no actor is left"):
+        preparer.collect(preparer.order(orders(1)[0]))
+
+
+@pytest.mark.slow
+def test_errors_come_back_from_actors(cluster: Any) -> None:
+    from data_echo.pool import PoolPreparer, start_pool
+
+    preparer = PoolPreparer(start_pool(partial(Task, bad=3), 7, 1))
+    with pytest.raises(ExampleError, match="train: example 3: ValueError: bad number") as caught:
+        preparer.collect(preparer.order(Order("train", np.zeros(2, int), np.array([2, 3]))))
+    assert caught.value.index == 3
+    broken = PoolPreparer(start_pool(Unbuildable, 7, 1))
+    with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
+        broken.collect(broken.order(orders(1)[0]))
+
+
+@pytest.mark.slow
+def test_a_feed_serves_the_same_through_kills(cluster: Any) -> None:
+    from data_echo.pool import PoolPreparer, start_pool
+
+    schedule = Schedule(EXAMPLES, 4, 8, 2, 128, 1)
+    feed = Feed(schedule, PoolPreparer(start_pool(Task, 7, 2)), lanes=range(4), seed=7, depth=4)
+    rng = np.random.default_rng(1)
+    for j in range(400):
+        batch, _ = feed.micro_batch(j)
+        assert np.array_equal(batch["index"], schedule.micro_batch(j).index)
+        if rng.random() < 0.02:
+            _kill(int(batch["process"][0]))
+    feed.close()
+
+
+@pytest.mark.slow
+def test_pool_processes_start_without_torch(cluster: Any) -> None:
+    from data_echo.pool import start_pool
+
+    actor = start_pool(dict, 7, 1)[0]
+    loaded = cluster.get(actor.__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
+    assert not loaded

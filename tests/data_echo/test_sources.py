@@ -1,0 +1,184 @@
+"""Sources: rows by number, errors that name the file, fingerprints that notice a change."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_echo import ArraySource, DataError, ExampleError, InlinePreparer, Order, ParquetSource, images
+
+
+def jpeg(seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_parquet(path: Path, first: int, rows: int, damaged: int | None = None) -> None:
+    pictures = [{"bytes": jpeg(first + row), "path": f"{first + row}.jpg"} for row in range(rows)]
+    if damaged is not None:
+        pictures[damaged]["bytes"] = pictures[damaged]["bytes"][:200]
+    table = pa.table(
+        {
+            "img": pa.array(pictures),
+            "label": pa.array(np.arange(first, first + rows)),
+            "name": pa.array([f"n{first + row}" for row in range(rows)]),
+            "scores": pa.array([[float(first + row), 1.0] for row in range(rows)]),
+        }
+    )
+    pq.write_table(table, path, row_group_size=7)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_parquet(tmp_path / "train-0.parquet", 0, 20)
+    write_parquet(tmp_path / "train-1.parquet", 20, 10)
+    write_parquet(tmp_path / "test-0.parquet", 100, 5)
+    return tmp_path
+
+
+def test_parquet_rows(folder: Path) -> None:
+    source = ParquetSource(folder / "train-*.parquet")
+    assert len(source) == 30
+    for index in (0, 6, 7, 19, 20, 29, 3):
+        row = source[index]
+        assert bytes(row["img"]) == jpeg(index)
+        assert row["label"] == index
+        assert row["name"] == f"n{index}"
+        assert row["scores"].tolist() == [index, 1.0]
+    assert source.origin(23).endswith("train-1.parquet:3")
+    assert source.origin(8).endswith("train-0.parquet:8")
+    with pytest.raises(IndexError):
+        source[30]
+
+
+def test_parquet_with_hardly_any_cache(folder: Path) -> None:
+    source = ParquetSource(folder / "train-*.parquet", ["label"], cache_bytes=1)
+    assert [source[index]["label"] for index in (29, 0, 29, 15)] == [29, 0, 29, 15]
+    assert len(source._cache) == 1
+
+
+def test_parquet_folder_and_files_and_addresses(folder: Path) -> None:
+    assert len(ParquetSource(folder)) == 35
+    assert len(ParquetSource([folder / "train-1.parquet"])) == 10
+    address = ParquetSource(f"file://{folder}/train-*.parquet", ["label"])
+    assert len(address) == 30
+    assert address[25]["label"] == 25
+    assert address.fingerprint() == ParquetSource(folder / "train-*.parquet", ["label"]).fingerprint()
+
+
+def test_parquet_fingerprint_notices_a_change(folder: Path) -> None:
+    before = ParquetSource(folder).fingerprint()
+    assert before["rows"] == 35
+    assert [(file["name"], file["rows"]) for file in before["files"]][0] == ("test-0.parquet", 5)
+    assert before == ParquetSource(folder).fingerprint()
+    write_parquet(folder / "train-1.parquet", 21, 10)
+    after = ParquetSource(folder).fingerprint()
+    assert before["hash"] != after["hash"]
+
+
+def test_nulls_are_given_as_none(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": pa.array([1, None, 3])}), tmp_path / "a.parquet")
+    assert [ParquetSource(tmp_path)[row]["label"] for row in range(3)] == [1, None, 3]
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        ParquetSource(folder / "nothing.parquet")
+    with pytest.raises(DataError, match=r"no \.parquet files there"):
+        ParquetSource(folder / "valid-*.parquet")
+    with pytest.raises(DataError, match=r"columns: 'lable' is not in .*; one of img, label, name, scores"):
+        ParquetSource(folder, ["lable"])
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="bad"):
+        ParquetSource(tmp_path / "bad.parquet")
+
+
+class Pictures:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def source(self, split: str) -> ParquetSource:
+        return ParquetSource(self.folder / f"{split}-*.parquet")
+
+    def prepare(self, example: dict, draw: object) -> dict:
+        return {"image": images.decode(example["img"]), "label": example["label"]}
+
+
+def test_a_damaged_picture_is_named_with_file_and_row(folder: Path) -> None:
+    write_parquet(folder / "train-1.parquet", 20, 10, damaged=4)
+    preparer = InlinePreparer(Pictures(folder), 0)
+    good = Order("train", np.zeros(3, int), np.array([1, 23, 25]))
+    assert preparer.collect(good)["image"].shape == (3, 32, 32, 3)
+    with pytest.raises(
+        ExampleError, match=r"train: example 24 \(.*train-1.parquet:4\): DataError: image: 200 bytes"
+    ):
+        preparer.collect(Order("train", np.zeros(2, int), np.array([1, 24])))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(32, 32), (17, 41), (120, 160)])
+def test_both_decoders_give_the_same_pixels(size: tuple[int, int], mode: str) -> None:
+    pytest.importorskip("simplejpeg")
+    for seed in range(5):
+        data = jpeg(seed, size, mode)
+        assert np.array_equal(images.decode(data), images._decode_with_pil(data))
+        assert images.decode(memoryview(data)).shape == (*size, 3)
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+def test_damaged_pictures_are_refused(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if decoder == "PIL":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    whole = jpeg(0)
+    for data in (b"", b"text", whole[:3], whole[: len(whole) // 2]):
+        with pytest.raises(DataError, match=f"image: {len(data)} bytes cannot be decoded"):
+            images.decode(data)
+
+
+def test_png_is_read_and_resized() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((10, 20, 3), 7, np.uint8)).save(file, "PNG")
+    image = images.decode(file.getvalue())
+    assert image.shape == (10, 20, 3)
+    assert images.resize(image, 5, 8).shape == (5, 8, 3)
+    assert (images.resize(image, 5, 8) == 7).all()
+
+
+def test_arrays() -> None:
+    source = ArraySource({"x": np.arange(12).reshape(4, 3), "y": np.arange(4.0)})
+    assert len(source) == 4
+    assert source[2]["x"].tolist() == [6, 7, 8]
+    other = ArraySource({"x": np.arange(12).reshape(4, 3), "y": np.arange(4.0) + 1})
+    assert source.fingerprint()["rows"] == 4
+    assert source.fingerprint() != other.fingerprint()
+    with pytest.raises(DataError, match=r"lengths {'x': 3, 'y': 4}"):
+        ArraySource({"x": np.zeros(3), "y": np.zeros(4)})
+
+
+def test_real_pictures(shared_data: Path) -> None:
+    source = ParquetSource(shared_data / "cifar10" / "train-*.parquet")
+    assert len(source) == 50_000
+    rows = [source[index] for index in range(0, 50_000, 5000)]
+    assert {images.decode(row["img"]).shape for row in rows} == {(32, 32, 3)}
+    assert all(0 <= row["label"] < 10 for row in rows)
+
+
+class Ragged(Pictures):
+    def prepare(self, example: dict, draw: object) -> dict:
+        label = int(example["label"])
+        return {"x": np.zeros(1 + label % 2)} if label < 5 else {"y": np.zeros(1)}
+
+
+def test_examples_that_do_not_fit_together_are_named(folder: Path) -> None:
+    preparer = InlinePreparer(Ragged(folder), 0)
+    with pytest.raises(DataError, match=r"train: prepare: x: shapes \[\(1,\), \(2,\)\]; one shape for all"):
+        preparer.collect(Order("train", np.zeros(2, int), np.array([0, 1])))
+    with pytest.raises(DataError, match="train: prepare: x: missing in some examples"):
+        preparer.collect(Order("train", np.zeros(2, int), np.array([0, 9])))
