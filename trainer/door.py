@@ -204,7 +204,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every string that this door or YAML 1.1 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Plain or quoted as PyYAML chooses, but escaped where it would lose a line break of Unicode's (NEL)."""
+        """Plain or quoted as PyYAML chooses, but escaped where it would lose a line break of Unicode's."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
 
 

@@ -1,13 +1,15 @@
 """The plan: everything that a recipe derives, computed before the run, shown and kept with it."""
 
+import fnmatch
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer import schedule
-from trainer.errors import Problem, RecipeError
-from trainer.recipe import Recipe
+from trainer.errors import RecipeError
+from trainer.recipe import Contradiction, Recipe
 from trainer.schedule import Stages
 from trainer.task import SPLITS, Task, load
 
@@ -129,14 +131,21 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
     except RecipeError as error:
         raise RecipeError([recipe.problem(p.key, p.wrong, p.right) for p in error.problems]) from error
     examples = _count_examples(recipe, task)
-    n = examples["train"]
-    _refuse_large_batches(recipe, n)
-    parameters = _parameters(recipe, task)
-    size = recipe.batch.size
+    n, size = examples["train"], recipe.batch.size
     total = schedule.in_examples(recipe.train, examples_per_epoch=n, total_examples=0, batch_size=size)
     rate = schedule.LearningRate(recipe, n, total)
     stages = schedule.Stages(recipe, n, total)
-    _refuse_idle_stages(recipe, stages, total)
+    model = _model(recipe, task)
+    refuse(
+        recipe,
+        [
+            *_large_batches(recipe, n),
+            *_idle_stages(stages, total),
+            *_endless_warmup(recipe, rate),
+            *_idle_patterns(recipe, model),
+        ],
+    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps, served = stages.steps(total)
     return Plan(
         recipe=recipe,
@@ -157,15 +166,10 @@ def echo_schedule(recipe: Recipe, train_examples: int) -> Any:
     """The recipe's order and echo, as `data_echo.Schedule`."""
     from data_echo import DataError, Schedule
 
+    batch, echo = recipe.batch, recipe.echo
+    capacity = echo.capacity or 0
     try:
-        return Schedule(
-            examples=train_examples,
-            lanes=recipe.batch.lanes,
-            micro=recipe.batch.micro,
-            factor=recipe.echo.factor,
-            capacity=recipe.echo.capacity,
-            seed=recipe.seed,
-        )
+        return Schedule(train_examples, batch.lanes, batch.micro, echo.factor, capacity, recipe.seed)
     except DataError as error:
         wrong, _, right = str(error).partition("; ")
         raise RecipeError([recipe.problem("echo", wrong, right)]) from error
@@ -185,57 +189,97 @@ def busiest_share(micro_batches: int, lanes: int, workers: int) -> float:
     return largest / (steps * micro_batches)
 
 
+def refuse(recipe: Recipe, contradictions: Sequence[Contradiction]) -> None:
+    """Raise RecipeError when there are any, each at the place of its key."""
+    if contradictions:
+        raise RecipeError([recipe.problem(*contradiction) for contradiction in contradictions])
+
+
 def _count_examples(recipe: Recipe, task: Task) -> dict[str, int]:
-    examples, problems = {}, []
+    examples: dict[str, int] = {}
+    contradictions, cause = [], None
     for split in SPLITS:
         try:
             examples[split] = len(task.source(split))
         except Exception as error:
-            problems.append(_raised(recipe, f"source({split!r})", error))
-            continue
-        if examples[split] == 0:
-            problems.append(recipe.problem("task", f"the {split} split is empty", "give it examples"))
-    if problems:
-        raise RecipeError(problems)
+            contradictions.append(_raised(f"source({split!r}) of {recipe.task.use}", error))
+            cause = error
+        else:
+            if examples[split] == 0:
+                wrong = f"the {split} split of {recipe.task.use} is empty"
+                contradictions.append(("task", wrong, "give it examples"))
+    try:
+        refuse(recipe, contradictions)
+    except RecipeError as error:
+        raise error from cause
     return examples
 
 
-def _refuse_large_batches(recipe: Recipe, train_examples: int) -> None:
+def _large_batches(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
     batch, largest = recipe.batch, max(recipe.batch.sizes)
     if largest > train_examples:
         fits = train_examples // batch.micro * batch.micro
         right = f"the largest that fits is {fits}" if fits else f"micro {batch.micro} does not fit either"
-        key, wrong = ("batch.size", "is") if largest == batch.size else ("batch.growth", "grows to")
-        wrong = f"{wrong} {largest}, and there are {train_examples} training examples"
-        raise RecipeError([recipe.problem(key, wrong, right)])
+        key, verb = ("batch.size", "is") if largest == batch.size else ("batch.growth", "grows to")
+        yield key, f"{verb} {largest}, and there are {train_examples} training examples", right
 
 
-def _refuse_idle_stages(recipe: Recipe, stages: Stages, total_examples: int) -> None:
+def _idle_stages(stages: Stages, total_examples: int) -> Iterator[Contradiction]:
     starts = [stage.start for stage in stages.stages]
     if sorted(set(starts)) != starts or starts[-1] >= total_examples:
         wrong = f"its stages begin at examples {', '.join(map(str, starts))} of {total_examples}"
-        right = "let each begin after the one before it, and before the end"
-        raise RecipeError([recipe.problem("batch.growth", wrong, right)])
+        yield "batch.growth", wrong, "let each begin after the one before it, and before the end"
 
 
-def _parameters(recipe: Recipe, task: Task) -> list[Any]:
-    """The trainable parameters of the task's model, made without memory where the model allows it."""
+def _endless_warmup(recipe: Recipe, rate: schedule.LearningRate) -> Iterator[Contradiction]:
+    warmup = recipe.schedule.warmup
+    if warmup and rate.warmup_examples > rate.total_examples:
+        wrong = f"takes {rate.warmup_examples} of {rate.total_examples} examples"
+        yield f"schedule.warmup.{warmup.unit}", wrong, "let it end before training does"
+
+
+def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
+    """Patterns of names that match nothing. Freezes the parameters that the recipe freezes."""
+    import optim
+
+    names = dict(model.named_parameters())
+    for pattern in recipe.init.freeze:
+        frozen = fnmatch.filter(names, pattern)
+        if not frozen:
+            wrong = f"{pattern} matches none of the model's parameters"
+            yield "init.freeze", wrong, f"they are {', '.join(names)}"
+        for name in frozen:
+            names[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        yield "init.freeze", "leaves no parameter to train", "freeze fewer"
+    for key in ("no_decay", "no_adapt"):
+        try:
+            optim.group_parameters(model, **{key: getattr(recipe.optimizer, key)})
+        except ValueError as error:
+            wrong, _, right = str(error).partition("; ")
+            yield f"optimizer.{key}", wrong, right or f"the parameters are {', '.join(names)}"
+
+
+def _model(recipe: Recipe, task: Task) -> Any:
+    """The task's model, made without memory where it allows that, and without moving the random numbers."""
     import torch
 
-    try:
+    with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                model = task.model()
+                return task.model()
         except Exception:  # a model that looks at its numbers while it is made
-            model = task.model()
-        return [parameter for parameter in model.parameters() if parameter.requires_grad]
-    except Exception as error:
-        raise RecipeError([_raised(recipe, "model()", error)]) from error
+            try:
+                return task.model()
+            except Exception as error:
+                contradiction = _raised(f"model() of {recipe.task.use}", error)
+                raise RecipeError([recipe.problem(*contradiction)]) from error
 
 
-def _raised(recipe: Recipe, where: str, error: Exception) -> Problem:
-    wrong = f"{where} of {recipe.task.use} raised {type(error).__name__}: {error}"
-    return recipe.problem("task", wrong, "mend the task or its arguments")
+def _raised(where: str, error: Exception) -> Contradiction:
+    """An error of the task's, which may say itself what would be right, after a semicolon."""
+    wrong, _, right = str(error).partition("; ")
+    return "task", f"{where} raised {type(error).__name__}: {wrong}", right or "mend the task"
 
 
 def _bytes(number: float) -> str:

@@ -1,0 +1,198 @@
+"""The plan: what a recipe derives, against arithmetic done by hand and by walking the run."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from data_echo import ArraySource
+from trainer import door, plan
+from trainer.errors import RecipeError
+from trainer.recipe import Recipe
+
+
+class Points:
+    """A task of `n` training points and a model of 3 × 5 weights and 5 biases."""
+
+    def __init__(self, n: int = 1000, held_out: int = 100):
+        self.lengths = {"train": n, "validation": held_out, "test": held_out}
+
+    def model(self) -> nn.Module:
+        return nn.Linear(3, 5)
+
+    def source(self, split: str) -> ArraySource:
+        return ArraySource({"x": np.zeros((self.lengths[split], 3), np.float32)})
+
+
+def recipe(*overrides: str) -> Recipe:
+    text = """\
+name: planned
+task: {use: "a:B"}
+batch: {size: 96, micro: 8, lanes: 8}
+optimizer: {name: lamb, lr: 0.02}
+schedule: {scale: {rule: sqrt, base_batch: 24}, warmup: {epochs: 2}}
+echo: {factor: 2}
+train: {epochs: 10}
+"""
+    return door.parse(text, "r.yaml", overrides)
+
+
+def refusal(*overrides: str, task: object = None) -> str:
+    with pytest.raises(RecipeError) as error:
+        plan.make(recipe(*overrides), task or Points())
+    return str(error.value)
+
+
+def test_a_plan_by_hand():
+    made = plan.make(recipe("run.workers=3"), Points())
+    assert made.examples == {"train": 1000, "validation": 100, "test": 100}
+    assert (made.micro_batches, made.micro_batches_at(5000), made.most_micro_batches) == (12, 12, 12)
+    assert made.total_examples == 10_000
+    assert (made.steps, made.served_examples) == (105, 10_080)
+    assert made.peak_lr == pytest.approx(0.04)
+    assert made.warmup_examples == 2000
+    assert made.parameters == 20
+    assert made.state_bytes == 2 * 4 * 20  # LAMB's two moments, fp32
+    assert made.largest_workers == 8
+    # Half of what is served is fresh, but for the copies that still wait at the end (at most the capacity).
+    assert 10_080 / 2 <= made.fresh_examples <= 10_080 / 2 + 64
+
+
+def test_growth_is_walked_stage_by_stage():
+    growth = "batch.growth={shape: multiply, at: [{epochs: 4}, {epochs: 7}], factor: 2, max: 384}"
+    made = plan.make(recipe(growth), Points())
+    served = steps = 0
+    while served < made.total_examples:
+        batch = 8 * made.micro_batches_at(served)
+        assert batch == (96 if served < 4000 else 192 if served < 7000 else 384)
+        served, steps = served + batch, steps + 1
+    assert (made.steps, made.served_examples, made.most_micro_batches) == (steps, served, 48)
+    assert "192 from 4,000 on" in "\n".join(made.lines())
+
+
+@settings(deadline=None)
+@given(k=st.integers(1, 40), lanes=st.integers(1, 40), workers=st.integers(1, 9))
+def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
+    largest = []
+    for step in range(lanes):
+        done = [0] * workers
+        for j in range(step * k, (step + 1) * k):
+            done[(j % lanes) % workers] += 1
+        largest.append(max(done))
+    assert plan.busiest_share(k, lanes, workers) == pytest.approx(sum(largest) / (k * lanes))
+    assert plan.busiest_share(k, lanes, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["batch.size=1008"],
+            "--set: batch.size: is 1008, and there are 1000 training examples; the largest that fits is 1000",
+        ),
+        (["batch={size: 2000, micro: 2000}"], "micro 2000 does not fit either"),
+        (
+            ["batch.growth={shape: steps, at: [{epochs: 1}], sizes: [1200]}"],
+            "--set: batch.growth: grows to 1200, and there are 1000 training examples; the largest that",
+        ),
+        (
+            ["batch.growth={shape: steps, at: [{epochs: 10}], sizes: [192]}"],
+            "--set: batch.growth: its stages begin at examples 0, 10000 of 10000; let each begin after",
+        ),
+        (["optimizer.no_decay=[head.*]"], "--set: optimizer.no_decay: "),
+        (
+            ["init.freeze=[head.*]"],
+            "--set: init.freeze: head.* matches none of the model's parameters; they are weight, bias",
+        ),
+        (["init.freeze=['*']"], "--set: init.freeze: leaves no parameter to train; freeze fewer"),
+        (
+            ["schedule.warmup.epochs=11"],
+            "--set: schedule.warmup.epochs: takes 11000 of 10000 examples; let it end before",
+        ),
+    ],
+)
+def test_what_contradicts_the_data_or_the_model_is_refused(overrides, message):
+    assert message in refusal(*overrides)
+
+
+class Silent(Points):
+    def source(self, split: str) -> ArraySource:
+        if split == "train":
+            raise OSError("the disk is gone")
+        return super().source(split)
+
+
+class Modelless(Points):
+    def model(self) -> nn.Module:
+        raise ValueError("no such size; take another")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Points(held_out=0), "r.yaml:2: task: the validation split of a:B is empty; give it examples"),
+        (Silent(), "r.yaml:2: task: source('train') of a:B raised OSError: the disk is gone; mend the task"),
+        (Modelless(), "r.yaml:2: task: model() of a:B raised ValueError: no such size; take another"),
+    ],
+)
+def test_what_the_task_cannot_give_is_refused(task, message):
+    assert message in refusal(task=task)
+
+
+class Peeking(Points):
+    def model(self) -> nn.Module:
+        model = super().model()
+        assert model.weight.abs().max().item() < 10  # impossible on the meta device
+        return model
+
+
+def test_a_model_that_looks_at_its_numbers_is_planned_too():
+    assert plan.make(recipe(), Peeking()).parameters == 20
+
+
+class Enormous(Points):
+    def model(self) -> nn.Module:
+        return nn.Linear(1_000_000, 1_000_000)  # 4 TB
+
+
+def test_no_memory_is_taken_for_the_model_or_its_state():
+    made = plan.make(recipe(), Enormous())
+    assert made.state_bytes == 8 * made.parameters == 8 * (10**12 + 10**6)
+
+
+def test_planning_leaves_the_random_numbers_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    plan.make(recipe(), Peeking())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_lines_say_everything_on_one_screen():
+    lines = plan.make(recipe("run.workers=3"), Points()).lines()
+    text = "\n".join(lines)
+    for fact in [
+        "planned: a:B, seed 0",
+        "20 parameters: 80 B of weights, 160 B of lamb state",
+        "96 = 12 micro-batches of 8, dealt to 8 lanes",
+        "3 of at most 8; the busiest computes 42% of each step",
+        "0.04 = 0.02 scaled from batch 24 by rule sqrt",
+        "linear over 2,000 examples (2 epochs)",
+        "105, serving 10,080 examples (10.08 epochs)",
+        "1,000 train, 100 validation, 100 test",
+        "echo × 2 (of 64 examples)",
+    ]:
+        assert fact in text
+    assert len(lines) <= 14
+    assert max(map(len, lines)) <= 110
+    assert len({line.index("  ") <= 14 for line in lines}) == 1
+
+
+def test_a_long_run_is_planned_at_once():
+    """A billion examples: nothing may walk step by step. The bound is a thousandth of what walking takes."""
+    started = time.process_time()
+    plan.make(recipe("train.epochs=1000000", "echo.factor=1.5"), Points())
+    assert time.process_time() - started < 20
