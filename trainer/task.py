@@ -103,7 +103,7 @@ def _import(use: str, module_name: str) -> Any:
             )
             raise _wrong("task.use", wrong, "run from the folder that holds it, or install it") from error
         raise _wrong("task.use", f"{module_name} needs {error.name}", f"install {error.name}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wrong = f"importing {module_name} raised {type(error).__name__}: {error}"
         raise _wrong("task.use", wrong, "mend the module") from error
 
