@@ -14,16 +14,16 @@ UNITS = set(SavingInterval.UNITS)
 INTRODUCTION = """\
 # The recipe
 
-One YAML file says everything about a run; `lockstep check RECIPE` shows it resolved, with its plan. This page is
-made from the models in `trainer/recipe.py` by `python -m trainer.reference`; `lockstep schema` prints them as a JSON
-Schema for editors.
+One YAML file says everything about a run; `lockstep check RECIPE` shows it resolved, with its plan. This page
+is made from the models in `trainer/recipe.py` by `python -m trainer.reference`; `lockstep schema` prints them as
+a JSON Schema for editors.
 
-* Everything not given has its default. An unknown key, a key given twice and a value out of range are refused, all
-  at once, each as `file:line: key: what is wrong; what would be right`.
+* Everything not given has its default. An unknown key, a key given twice and a value out of range are refused,
+  all at once, each as `file:line: key: what is wrong; what would be right`.
 * `--set key.sub=value` overrides one key, with the value as YAML; a length's new unit replaces its old one.
-* A length is given in one unit: `{examples: n}`, `{epochs: n}`, `{steps: n}` or `{share: n}`. An epoch serves as many
-  examples as the training data has, echoes included; a step counts as `batch.size` examples; a share is of the whole
-  training.
+* A length is given in one unit: `{examples: n}`, `{epochs: n}`, `{steps: n}` or `{share: n}`. An epoch serves as
+  many examples as the training data has, echoes included; a step counts as `batch.size` examples; a share is of
+  the whole training.
 * Plain values are read as YAML 1.2 has them: `3e-4` is a number, `on`, `no` and `1:30` are text.
 * `run`, `track` and `checkpoint` never change what is computed, and may change when a run is resumed.
 * `optimizer` also takes the hyperparameters of its rule, by the names in `docs/optimizers.md`.
@@ -46,7 +46,8 @@ def _page(loc: tuple[str, ...], model: type[Section]) -> Iterator[str]:
     yield "| key | values | default | meaning |"
     yield "|---|---|---|---|"
     if issubclass(model, Length):
-        yield f"| {', '.join(f'`{unit}`' for unit in model.UNITS)} | a length in one unit | required | how long |"
+        units = ", ".join(f"`{unit}`" for unit in model.UNITS)
+        yield f"| {units} | a length in one unit | required | how long |"
     properties = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         key = field.alias or name
@@ -68,10 +69,10 @@ def _default(field: FieldInfo) -> str:
 def _values(schema: dict[str, Any]) -> str:
     """What a key accepts, from its JSON Schema."""
     if "anyOf" in schema or "oneOf" in schema:
-        branches = [_values(branch) for branch in schema.get("anyOf", schema.get("oneOf"))]
+        branches = [_values(branch) for branch in schema.get("anyOf", []) + schema.get("oneOf", [])]
         return " or ".join(dict.fromkeys(filter(None, branches)))
     if "$ref" in schema:
-        return "a section"
+        return "a length" if schema["$ref"].endswith(("/Length", "Interval")) else "a section"
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     kind = {

@@ -81,9 +81,7 @@ class PolynomialDecay(Section):
     shape: Literal["polynomial"] = Field(description="(1 - progress) ** power")
     power: Positive = Field(default=1.0, description="1 is a straight line, 2 is usual with LARS")
     end: Share = Field(default=0.0, description="where it ends, as a share of the full rate")
-    plus_one: bool = Field(
-        default=False, description="MLPerf's form: progress reaches its end one step after the last"
-    )
+    plus_one: bool = Field(default=False, description="MLPerf's form: stretched over one step more")
 
 
 class ExponentialDecay(Section):

@@ -157,7 +157,7 @@ def test_every_step_moves_and_the_first_full_one_has_the_full_rate():
     assert got[-1] == pytest.approx(LR / 15)
 
 
-def test_mlperf_s_form_reaches_its_end_one_step_after_the_last():
+def test_mlperf_s_form_is_stretched_over_one_step_more():
     """MLPerf: end + (base - end) (1 - (t - W) / (T - W + 1)) ** p at step t of T."""
     warmup, steps = 5, 20
     got = rates("{warmup: {steps: 5}, decay: {shape: polynomial, power: 2, plus_one: true}}", 32 * steps, 100)
