@@ -52,7 +52,7 @@ def messages(debug: bool) -> Iterator[None]:
 
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            said, code = f"\n{error or 'interrupted by SIGINT'}", getattr(error, "exit_code", 130)
+            said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, Refusal):
             said, code = str(error), 2
         elif isinstance(error, Stopped):
@@ -100,11 +100,13 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
 @overrides
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe and show it resolved, with its plan."""
+    from cluster import driver
     from trainer import door, plan
 
-    read = door.read(recipe, overrides)
-    click.echo(door.dump(read))
-    click.echo("\n".join(plan.make(read).lines()))
+    resolved = driver.read(recipe, overrides)
+    planned = plan.make(resolved)
+    click.echo(door.dump(resolved))
+    click.echo("\n".join(planned.lines()))
 
 
 @command

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from cluster import run_folder
 from cluster.screen import Screen
 from trainer import door, tracking
+from trainer import journal as journals
 from trainer.errors import Refusal, Stopped
-from trainer.journal import Journal, Line, read
+from trainer.journal import Journal, Line
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -66,11 +67,17 @@ class Run:
         self.journal.write("stage", name=name, seconds=time.monotonic() - began_at)
 
 
+def read(path: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe in a file. Refusal when it is wrong, or holds a secret that would be kept with the run."""
+    recipe = door.read(path, overrides)
+    tracking.address(recipe)
+    return recipe
+
+
 def prepare(path: str, overrides: Sequence[str], screen: Screen) -> Prepared:
     """Read the recipe, load its task and plan it; show the plan. Refusal when anything is wrong with it."""
     began_at = time.monotonic()
-    recipe = door.read(path, overrides)
-    tracking.address(recipe)
+    recipe = read(path, overrides)
     with screen.waiting("loading the task"):
         from trainer import plan as planning
 
@@ -175,7 +182,7 @@ def _folder(recipe: Recipe, resume: bool) -> Path:
 
 def last_line(folder: Path) -> Line | None:
     """The last line of a run's journal."""
-    newest = deque(read(folder), maxlen=1)
+    newest = deque(journals.read(folder), maxlen=1)
     return newest.pop() if newest else None
 
 

@@ -1,12 +1,13 @@
 """Recipes as jobs on a Ray cluster, through the Ray Jobs API of its head.
 
 Whoever may submit a job may run anything on the cluster. So a token is asked for, and it never travels over
-plain HTTP to another machine. Nothing from this process's environment enters a job: credentials for storage and
-tracking are the cluster's own.
+plain HTTP to another machine. Nothing from this process's environment enters a job: credentials for storage
+and tracking are the cluster's own.
 """
 
 import asyncio
 import ipaddress
+import logging
 import os
 import shlex
 import time
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cluster import driver
 from cluster.launch import code_for_workers
-from trainer import door, tracking
 from trainer.errors import Refusal, Stopped
 from trainer.task import refuse_shadows
 
@@ -36,8 +37,7 @@ def submit(path: str, overrides: Sequence[str], address: str | None) -> str:
 
 def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A job that trains a recipe: what the cluster is told, credentials not among it."""
-    recipe = door.read(path, overrides)
-    tracking.address(recipe)
+    recipe = driver.read(path, overrides)
     folder = Path.cwd()
     refuse_shadows(folder)
     if not Path(path).resolve().is_relative_to(folder):
@@ -108,6 +108,7 @@ def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # its uploads and sockets are no news to the user
     try:
         yield JobSubmissionClient(url)
     except AuthenticationError as error:

@@ -1,7 +1,7 @@
 """Training on Ray: on a cluster of our own that ends with the run, or on one that is already there.
 
-The workers are Ray Train's, which places them, notices when one dies and starts the group again; where to go on
-is in the run's folder. Everything that is particular to this version of Ray Train stands in this module.
+The workers are Ray Train's, which places them, notices when one dies and starts the group again; where to go
+on is in the run's folder. Everything that is particular to this version of Ray Train stands in this module.
 
 A cluster of our own listens on the loopback interface only, in all its processes, and knows no other token
 than the one made for it.
@@ -251,7 +251,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _meeting_point(folder: Path, is_ours: bool) -> str:
-    """Where the workers meet: on one machine in a file, which opens no port; across machines at an address."""
+    """Where the workers meet: on one machine in a file, which opens no port; across machines an address."""
     if is_ours:
         return f"file://{folder}/.ray/{secrets.token_hex(8)}"
     import ray

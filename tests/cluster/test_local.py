@@ -1,0 +1,143 @@
+"""`lockstep train --local` as a user sees it: output, folder, exit code."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.commands import Command, environment, journal, run, user_folder
+from tests.cluster.machine import remaining
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return user_folder(tmp_path)
+
+
+@pytest.fixture
+def without_ray_and_mlflow(tmp_path_factory) -> str:
+    """A PYTHONPATH on which Ray and MLflow cannot be imported."""
+    blocked = tmp_path_factory.mktemp("blocked")
+    for name in ("ray", "mlflow"):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not here')")
+    return str(blocked)
+
+
+def test_trains_the_users_own_code_without_ray_and_mlflow(folder, without_ray_and_mlflow):
+    command = run("train", "tiny.yaml", "--local", cwd=folder, PYTHONPATH=without_ray_and_mlflow)
+    assert command.process.returncode == 0, command.output
+    lines = command.output.splitlines()
+    assert lines[0] == "lockstep train tiny.yaml"
+    assert "run folder: runs/tiny-001" in command.output
+    assert "100.0%  step 8" in command.output
+    assert "test at step 8: loss" in command.output
+    kept = {path.name for path in (folder / "runs/tiny-001").iterdir()}
+    assert kept == {"recipe.yaml", "plan.txt", "journal.jsonl", "checkpoints", "model.safetensors"}
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "FINISHED"
+
+
+def test_a_second_run_gets_a_folder_of_its_own(folder):
+    for number in ("001", "002"):
+        command = run("train", "tiny.yaml", "--local", cwd=folder)
+        assert f"run folder: runs/tiny-{number}" in command.output
+    losses = [[line["loss"] for line in journal(folder / f"runs/tiny-{n}", "step")] for n in ("001", "002")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_is_marked_and_can_go_on(folder, number, code):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    command.send(number)
+    assert command.wait() == code, command.output
+    assert "Traceback" not in command.output
+    assert remaining(family) == []
+    end = journal(folder / "runs/tiny-001", "end")[-1]
+    assert end["status"] == "KILLED"
+    assert end["reason"].startswith("interrupted")
+
+
+def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    command.send(signal.SIGINT)
+    command.wait()
+    saved = journal(folder / "runs/tiny-001", "checkpoint")
+
+    refused = run("train", "tiny.yaml", "--local", "--resume", cwd=folder)
+    assert refused.process.returncode == 2
+    assert "train.epochs: is 4.0, and the run began with 1000000.0" in refused.output
+
+    again = Command("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000", cwd=folder)
+    again.wait_for("going on from step")
+    again.send(signal.SIGINT)
+    again.wait()
+    assert journal(folder / "runs/tiny-001", "rewind")[-1]["step"] in [line["step"] for line in saved]
+    assert not (folder / "runs/tiny-002").exists()
+
+
+def test_resume_of_nothing_and_of_a_finished_run_is_refused(folder):
+    nothing = run("train", "tiny.yaml", "--local", "--resume", cwd=folder)
+    assert nothing.process.returncode == 2
+    assert "holds no run of tiny" in nothing.output
+    assert run("train", "tiny.yaml", "--local", cwd=folder).process.returncode == 0
+    finished = run("train", "tiny.yaml", "--local", "--resume", cwd=folder)
+    assert finished.process.returncode == 2
+    assert "runs/tiny-001 is finished" in finished.output
+
+
+def test_a_folder_that_is_being_trained_in_is_left_alone(folder):
+    first = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    first.wait_for("validation at step")
+    resume = ("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000")
+    second = run(*resume, cwd=folder)
+    synced = run("sync", "runs/tiny-001", cwd=folder)
+    first.send(signal.SIGINT)
+    first.wait()
+    for refused in (second, synced):
+        assert refused.process.returncode == 2
+        assert "is being trained by another process" in refused.output
+
+
+def test_what_shows_only_later_stops_the_run_with_its_reason(folder):
+    command = run("train", "tiny.yaml", "--local", "--set", "task.with.spoilt_from=0.5", cwd=folder)
+    assert command.process.returncode == 1
+    end = journal(folder / "runs/tiny-001", "end")[-1]
+    assert end["status"] == "FAILED"
+    assert f"failed: {end['reason']}" in command.output
+    assert "Traceback" not in command.output
+
+
+def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    command.send(signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
+    resume = ("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000")
+    again = Command(*resume, cwd=folder)
+    again.wait_for("going on from step")
+    again.send(signal.SIGINT)
+    assert again.wait() == 130
+
+
+@pytest.mark.slow
+def test_torchrun_runs_the_same_recipe(folder):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder: runs/tiny-001") == 1
+    assert journal(folder / "runs/tiny-001", "start")[-1]["workers"] == 2
+    alone = run("train", "tiny.yaml", "--local", cwd=folder)
+    assert alone.process.returncode == 0
+    first, second = ([line["loss"] for line in journal(folder / f"runs/tiny-00{n}", "step")] for n in (1, 2))
+    assert first == pytest.approx(second, rel=1e-5)
