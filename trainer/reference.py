@@ -14,18 +14,20 @@ UNITS = set(SavingInterval.UNITS)
 INTRODUCTION = """\
 # The recipe
 
-One YAML file says everything about a run; `lockstep check RECIPE` shows it resolved, with its plan. This page
-is made from the models in `trainer/recipe.py` by `python -m trainer.reference`; `lockstep schema` prints them as
-a JSON Schema for editors.
+One YAML file says everything about a run; `lockstep check RECIPE` shows it resolved, with its plan.
+This page is made from the models in `trainer/recipe.py` by `python -m trainer.reference`; `lockstep
+schema` prints them as a JSON Schema for editors.
 
-* Everything not given has its default. An unknown key, a key given twice and a value out of range are refused,
-  all at once, each as `file:line: key: what is wrong; what would be right`.
-* `--set key.sub=value` overrides one key, with the value as YAML; a length's new unit replaces its old one.
-* A length is given in one unit: `{examples: n}`, `{epochs: n}`, `{steps: n}` or `{share: n}`. An epoch serves as
-  many examples as the training data has, echoes included; a step counts as `batch.size` examples; a share is of
-  the whole training.
+* Everything not given has its default. An unknown key, a key given twice and a value out of range
+  are refused, all at once, each as `file:line: key: what is wrong; what would be right`.
+* `--set key.sub=value` overrides one key, with the value as YAML; a length's new unit replaces its
+  old one.
+* A length is given in one unit: `{examples: n}`, `{epochs: n}`, `{steps: n}` or `{share: n}`. An
+  epoch serves as many examples as the training data has, echoes included; a step counts as
+  `batch.size` examples; a share is of the whole training.
 * Plain values are read as YAML 1.2 has them: `3e-4` is a number, `on`, `no` and `1:30` are text.
-* `run`, `track` and `checkpoint` never change what is computed, and may change when a run is resumed.
+* `run`, `track` and `checkpoint` never change what is computed, and may change when a run is
+  resumed.
 * `optimizer` also takes the hyperparameters of its rule, by the names in `docs/optimizers.md`.
 """
 
