@@ -22,6 +22,7 @@ _HOMES = {
     "Preparer": "preparer",
     "InlinePreparer": "preparer",
     "ProcessPreparer": "processes",
+    "FactorController": "factor",
     "Feed": "feed",
 }
 __all__ = sorted(_HOMES)

@@ -100,7 +100,9 @@ class Feed:
 
         `fresh` and `echoed` examples served; `held` examples in the buffer, its `buffer_bytes`; `age`: how
         many fresh examples the run has been dealt since those of the latest micro-batch were, in the mean;
-        `orders` under way; `received_bytes` from the preparer; `waited_s`, seconds spent waiting for blocks.
+        `orders` under way; `received_bytes` from the preparer; `waited_s`, seconds spent waiting for blocks;
+        `processes` that prepare, and `upstream_s`, seconds per fresh example if all of them were always busy;
+        `skipped` bad examples.
         """
         latest = self._latest
         ages = np.zeros(1) if latest is None else (latest.fresh.max() - latest.fresh) * self._schedule.lanes
@@ -113,7 +115,15 @@ class Feed:
             "orders": self._under_way,
             "received_bytes": self._buffer.bytes_received,
             "waited_s": self.waited_s,
+            "processes": self._preparer.processes,
+            "upstream_s": self.upstream_s(),
+            "skipped": len(self._preparer.tally.skipped),
         }
+
+    def upstream_s(self) -> float:
+        """Seconds per fresh example if every process of the preparer were always busy; 0 before the first."""
+        tally = self._preparer.tally
+        return tally.work_s / max(1, tally.examples) / max(1, self._preparer.processes)
 
     def close(self) -> None:
         """Forget everything; orders under way are left to the preparer."""

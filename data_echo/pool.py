@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError
 
 from data_echo.errors import DataError
-from data_echo.preparer import Block, Order, Prepares, Workbench
+from data_echo.preparer import Block, Order, Prepared, Prepares, Tally, Workbench
 
 
 class PoolActor:
@@ -22,26 +22,28 @@ class PoolActor:
 
     Args:
         make_task: gives the task; called with the first order, so that its errors come back like any other.
-        seed: of the draws.
+        seed, skip_bad: see `Workbench`.
     """
 
-    def __init__(self, make_task: Callable[[], Prepares], seed: int) -> None:
-        self._workbench = Workbench(make_task, seed)
+    def __init__(self, make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
+        self._workbench = Workbench(make_task, seed, skip_bad)
 
-    def block(self, order: Order) -> Block | DataError:
-        """An order's block, or what is wrong with it: returned, since Ray would bury it in a traceback."""
+    def prepare(self, order: Order) -> Prepared | DataError:
+        """Do an order; what is wrong with it is returned, since Ray would bury it in a traceback."""
         try:
-            return self._workbench.block(order)
+            return self._workbench.prepare(order)
         except DataError as error:
             return error
 
 
-def start_pool(make_task: Callable[[], Prepares], seed: int, size: int, **options: Any) -> list[Any]:
+def start_pool(
+    make_task: Callable[[], Prepares], seed: int, size: int, *, skip_bad: bool = False, **options: Any
+) -> list[Any]:
     """Start actors, spread over the nodes; returns their handles, which can be sent to workers.
 
     Args:
         make_task: gives the task in each actor; picklable.
-        seed: of the draws.
+        seed, skip_bad: see `Workbench`.
         size: how many.
         options: of Ray's actors; by default one CPU each, restarted and their orders repeated without end.
     """
@@ -55,7 +57,7 @@ def start_pool(make_task: Callable[[], Prepares], seed: int, size: int, **option
         **options,
     }
     actor = ray.remote(PoolActor).options(**settings)
-    return [actor.remote(make_task, seed) for _ in range(size)]
+    return [actor.remote(make_task, seed, skip_bad) for _ in range(size)]
 
 
 @dataclass
@@ -73,7 +75,13 @@ class PoolPreparer:
     """
 
     def __init__(self, actors: Sequence[Any]) -> None:
+        self.tally = Tally()
         self._orders_at = dict.fromkeys(actors, 0)
+
+    @property
+    def processes(self) -> int:
+        """Actors that are known to live."""
+        return len(self._orders_at)
 
     def order(self, order: Order) -> _Ticket:
         """Hand in an order, to the actor with the fewest of ours."""
@@ -81,13 +89,13 @@ class PoolPreparer:
             raise DataError("pool: no actor is left; a cluster with a CPU for each")
         actor = min(self._orders_at, key=self._orders_at.__getitem__)
         self._orders_at[actor] += 1
-        return _Ticket(order, actor, actor.block.remote(order))
+        return _Ticket(order, actor, actor.prepare.remote(order))
 
     def collect(self, ticket: _Ticket) -> Block:
         """Wait for an order's block."""
         while True:
             try:
-                block = ray.get(ticket.result)
+                prepared = ray.get(ticket.result)
             except (ActorDiedError, ActorUnavailableError, ObjectLostError):
                 self._orders_at.pop(ticket.actor, None)
                 again = self.order(ticket.order)
@@ -95,9 +103,9 @@ class PoolPreparer:
                 continue
             if ticket.actor in self._orders_at:
                 self._orders_at[ticket.actor] -= 1
-            if isinstance(block, DataError):
-                raise block
-            return block
+            if isinstance(prepared, DataError):
+                raise prepared
+            return self.tally.count(prepared)
 
     def close(self) -> None:
         """Nothing is held; the actors belong to whoever started them."""

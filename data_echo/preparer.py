@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,8 +40,44 @@ class Order:
     index: Ints
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An order's block, the seconds it took, and the errors of examples that others stand in for."""
+
+    block: Block
+    seconds: float
+    skipped: list[ExampleError]
+
+
+@dataclass
+class Tally:
+    """What a preparer's orders came to: examples, seconds of work, and the bad examples that were skipped."""
+
+    examples: int = 0
+    work_s: float = 0.0
+    skipped: dict[tuple[str, int], ExampleError] = field(default_factory=dict)
+
+    def count(self, prepared: Prepared) -> Block:
+        """Add what came back for an order; returns its block."""
+        self.examples += len(next(iter(prepared.block.values())))
+        self.work_s += prepared.seconds
+        self.skipped |= {(error.split, error.index): error for error in prepared.skipped}
+        return prepared.block
+
+
 class Preparer(Protocol):
-    """Does orders: `order` returns at once with a ticket, `collect` waits for its block, in any order."""
+    """Does orders: `order` returns at once with a ticket, `collect` waits for its block, in any order.
+
+    Attributes:
+        tally: of what was collected.
+    """
+
+    tally: Tally
+
+    @property
+    def processes(self) -> int:
+        """How many prepare at the same time."""
+        ...
 
     def order(self, order: Order) -> Any: ...
 
@@ -55,31 +92,47 @@ class Workbench:
     Args:
         make_task: gives the task; called with the first order.
         seed: of the draws.
+        skip_bad: let the next good example of the source stand in for one that fails, and say so, instead of
+            raising its error.
     """
 
-    def __init__(self, make_task: Callable[[], Prepares], seed: int) -> None:
+    def __init__(self, make_task: Callable[[], Prepares], seed: int, skip_bad: bool = False) -> None:
         self._make_task = make_task
         self._task: Prepares | None = None
         self._seed = seed
+        self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
 
-    def block(self, order: Order) -> Block:
-        """The prepared examples of an order, example first.
+    def prepare(self, order: Order) -> Prepared:
+        """Do an order.
 
         Raises:
             ExampleError: an example could not be read or prepared.
-            DataError: prepared examples do not fit together.
+            DataError: the task cannot be built, or prepared examples do not fit together.
         """
+        started = time.perf_counter()
         task, source = self._opened(order.split)
+        prepared: list[dict[str, Any]] = []
+        skipped: list[ExampleError] = []
         passes, indices = order.pass_number.tolist(), order.index.tolist()
-        prepared = []
-        for pass_number, index, example in zip(passes, indices, self._examples(order, source), strict=True):
-            draw = Draw(self._seed, "prepare", pass_number, index)
-            try:
-                prepared.append(task.prepare(example, draw))
-            except Exception as error:
-                raise _example_error(order.split, source, index, error) from error
-        return stacked(prepared, f"{order.split}: prepare")
+        for pass_number, index in zip(passes, indices, strict=True):
+            for candidate in self._candidates(index, len(source)):
+                try:
+                    draw = Draw(self._seed, "prepare", pass_number, candidate)
+                    prepared.append(task.prepare(source[candidate], draw))
+                    break
+                except Exception as error:
+                    skipped.append(_example_error(order.split, source, candidate, error))
+            else:
+                raise skipped[-1]
+        block = stacked(prepared, f"{order.split}: prepare")
+        return Prepared(block, time.perf_counter() - started, skipped)
+
+    def _candidates(self, index: int, examples: int) -> Iterator[int]:
+        """The example itself, then those that may stand in for it."""
+        yield index
+        if self._skip_bad:
+            yield from (number % examples for number in range(index + 1, index + examples))
 
     def _opened(self, split: str) -> tuple[Prepares, Source]:
         try:
@@ -90,26 +143,9 @@ class Workbench:
         except DataError:
             raise
         except Exception as error:
-            raise DataError(
-                f"{split}: task: {type(error).__name__}: {error}; a task that can be built"
-            ) from error
+            cause = f"{type(error).__name__}: {error}"
+            raise DataError(f"{split}: task: {cause}; a task that can be built") from error
         return self._task, self._sources[split]
-
-    def _examples(self, order: Order, source: Source) -> list[Any]:
-        indices = order.index.tolist()
-        several = getattr(source, "__getitems__", None)
-        if several is not None:
-            try:
-                return several(indices)
-            except Exception:
-                pass  # one by one then, to learn which one it is
-        examples = []
-        for index in indices:
-            try:
-                examples.append(source[index])
-            except Exception as error:
-                raise _example_error(order.split, source, index, error) from error
-        return examples
 
 
 def stacked(examples: list[dict[str, Any]], where: str) -> Block:
@@ -123,9 +159,7 @@ def stacked(examples: list[dict[str, Any]], where: str) -> Block:
         try:
             block[name] = np.stack([example[name] for example in examples])
         except KeyError:
-            raise DataError(
-                f"{where}: {name}: missing in some examples; every example has the same keys"
-            ) from None
+            raise DataError(f"{where}: {name}: missing in some examples; the same keys in all") from None
         except ValueError:
             shapes = sorted({np.shape(example[name]) for example in examples})
             raise DataError(
@@ -144,17 +178,22 @@ class InlinePreparer:
 
     Args:
         task: gives the sources and prepares examples.
-        seed: of the draws.
+        seed, skip_bad: see `Workbench`.
     """
 
-    def __init__(self, task: Prepares, seed: int) -> None:
-        self._workbench = Workbench(lambda: task, seed)
+    processes = 1
+
+    def __init__(self, task: Prepares, seed: int, *, skip_bad: bool = False) -> None:
+        self._workbench = Workbench(lambda: task, seed, skip_bad)
+        self.tally = Tally()
 
     def order(self, order: Order) -> Order:
+        """Keep an order for later."""
         return order
 
     def collect(self, ticket: Order) -> Block:
-        return self._workbench.block(ticket)
+        """Do an order."""
+        return self.tally.count(self._workbench.prepare(ticket))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from data_echo.errors import DataError
-from data_echo.preparer import Block, Order, Prepares, Workbench
+from data_echo.preparer import Block, Order, Prepared, Prepares, Tally, Workbench
 
 _workbench: Workbench  # one in each process of the pool
 
@@ -17,7 +17,7 @@ _workbench: Workbench  # one in each process of the pool
 @dataclass
 class _Ticket:
     order: Order
-    result: Future[Block]
+    result: Future[Prepared]
 
 
 class ProcessPreparer:
@@ -25,16 +25,18 @@ class ProcessPreparer:
 
     Args:
         make_task: gives the task in each process; picklable.
-        seed: of the draws.
+        seed, skip_bad: see `Workbench`.
         processes: how many.
     """
 
-    def __init__(self, make_task: Callable[[], Prepares], seed: int, processes: int) -> None:
+    def __init__(
+        self, make_task: Callable[[], Prepares], seed: int, processes: int, *, skip_bad: bool = False
+    ) -> None:
         if processes < 1:
             raise DataError(f"pool: processes: {processes}; at least 1")
-        self._make_task = make_task
-        self._seed = seed
-        self._processes = processes
+        self.processes = processes
+        self.tally = Tally()
+        self._workbench = (make_task, seed, skip_bad)
         self._executor = self._started()
 
     def order(self, order: Order) -> _Ticket:
@@ -45,7 +47,7 @@ class ProcessPreparer:
         """Wait for an order's block."""
         while True:
             try:
-                return ticket.result.result()
+                return self.tally.count(ticket.result.result())
             except BrokenProcessPool:
                 ticket.result = self._submitted(ticket.order)
 
@@ -53,7 +55,7 @@ class ProcessPreparer:
         """End the processes."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _submitted(self, order: Order) -> Future[Block]:
+    def _submitted(self, order: Order) -> Future[Prepared]:
         try:
             return self._executor.submit(_prepared, order)
         except BrokenProcessPool:
@@ -63,15 +65,14 @@ class ProcessPreparer:
 
     def _started(self) -> ProcessPoolExecutor:
         # A fresh interpreter each: a fork of a process that holds threads or CUDA may hang.
-        return ProcessPoolExecutor(
-            self._processes, multiprocessing.get_context("spawn"), _begin, (self._make_task, self._seed)
-        )
+        fresh = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.processes, fresh, _begin, self._workbench)
 
 
-def _begin(make_task: Callable[[], Prepares], seed: int) -> None:
+def _begin(make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
     global _workbench
-    _workbench = Workbench(make_task, seed)
+    _workbench = Workbench(make_task, seed, skip_bad)
 
 
-def _prepared(order: Order) -> Block:
-    return _workbench.block(order)
+def _prepared(order: Order) -> Prepared:
+    return _workbench.prepare(order)

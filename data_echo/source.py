@@ -15,7 +15,6 @@ class Source(Protocol):
     """Random access to examples, the same at every reading.
 
     A source may also have
-        `__getitems__(indices) -> list`: several examples at once, where that is cheaper (torch's convention);
         `origin(index) -> str`: where an example comes from, as `file:row`, for error messages;
         `fingerprint() -> dict`: what identifies the data (files, sizes, rows, hash of the index).
     """

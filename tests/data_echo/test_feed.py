@@ -34,6 +34,7 @@ class Counting:
 
     def __init__(self) -> None:
         self._inner = InlinePreparer(Numbers(), seed=5)
+        self.tally, self.processes = self._inner.tally, 1
         self.under_way = self.most = self.examples = 0
 
     def order(self, order: Order) -> Any:
@@ -182,6 +183,34 @@ def test_a_poisoned_example_is_named() -> None:
     ) as caught:
         [feed.micro_batch(j) for j in range(200)]
     assert (caught.value.split, caught.value.index) == ("train", 17)
+
+
+def test_a_poisoned_example_is_skipped_where_that_is_allowed() -> None:
+    preparer = InlinePreparer(Poisoned(), 5, skip_bad=True)
+    schedule = schedule_of()
+    feed = Feed(schedule, preparer, lanes=range(6), seed=5)
+    stood_in = 0
+    for j in range(400):
+        batch, _ = feed.micro_batch(j)
+        expected = schedule.micro_batch(j).index
+        stood_in += int((expected == 17).sum())
+        assert np.array_equal(batch["index"], np.where(expected == 17, 18, expected))
+    assert stood_in > 1
+    assert feed.counters()["skipped"] == 1
+    assert preparer.tally.skipped["train", 17].cause == "ValueError: bad number"
+
+
+def test_upstream_seconds_are_those_of_the_work() -> None:
+    preparer = InlinePreparer(Numbers(), 5)
+    feed = Feed(schedule_of(), preparer, lanes=range(6), seed=5)
+    assert feed.upstream_s() == 0
+    for j in range(50):
+        feed.micro_batch(j)
+    assert feed.upstream_s() == preparer.tally.work_s / preparer.tally.examples
+    assert preparer.tally.work_s <= feed.waited_s
+    counters = feed.counters()
+    assert counters["received_bytes"] == preparer.tally.examples * (8 + 2 * 4 + 1)
+    assert counters["processes"] == 1
 
 
 def test_no_depth_is_refused() -> None:

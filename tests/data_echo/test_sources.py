@@ -76,7 +76,7 @@ def test_parquet_folder_and_files_and_addresses(folder: Path) -> None:
 def test_parquet_fingerprint_notices_a_change(folder: Path) -> None:
     before = ParquetSource(folder).fingerprint()
     assert before["rows"] == 35
-    assert [(file["name"], file["rows"]) for file in before["files"]][0] == ("test-0.parquet", 5)
+    assert next((file["name"], file["rows"]) for file in before["files"]) == ("test-0.parquet", 5)
     assert before == ParquetSource(folder).fingerprint()
     write_parquet(folder / "train-1.parquet", 21, 10)
     after = ParquetSource(folder).fingerprint()

@@ -1,0 +1,58 @@
+"""The automatic factor: follows R, never jumps at noise, never echoes where echo cannot pay."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_echo import FactorController
+
+
+def settled(ratios: list[float], **settings: float) -> tuple[float, int]:
+    """The factor in force after measurements of R, and how often it changed."""
+    controller, factor, changes = FactorController(**settings), 1.0, 0
+    for ratio in ratios:
+        proposal = controller.propose(ratio * 0.01, 0.01, factor)
+        if proposal is not None:
+            assert proposal != factor
+            factor, changes = proposal, changes + 1
+    return factor, changes
+
+
+@pytest.mark.parametrize(
+    ("ratio", "factor"), [(0.2, 1), (1.09, 1), (1.3, 1.25), (2.0, 2), (2.9, 2.75), (4, 4), (50, 4)]
+)
+def test_it_settles_at_the_ratio(ratio: float, factor: float) -> None:
+    assert settled([ratio] * 20) == (factor, 0 if factor == 1 else 1)
+
+
+@given(st.floats(0.01, 100), st.integers(0, 100))
+def test_noise_moves_it_rarely(ratio: float, seed: int) -> None:
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.05, 200))
+    factor, changes = settled((ratio * noise).tolist())
+    assert changes <= 3
+    assert 1 <= factor <= 4
+    assert factor <= max(1, ratio * 1.3)
+
+
+def test_it_comes_back_when_the_pool_catches_up() -> None:
+    assert settled([4.0] * 10 + [0.8] * 20) == (1, 2)
+
+
+def test_below_the_least_ratio_there_is_no_echo_at_all() -> None:
+    assert settled([2.0] * 10 + [1.08] * 10) == (1, 2)
+
+
+def test_a_moment_is_no_reason() -> None:
+    assert settled([1.0] * 10 + [6.0] + [1.0] * 10) == (1, 0)
+
+
+def test_the_cap_is_kept() -> None:
+    assert settled([30.0] * 10, cap=2.5) == (2.5, 1)
+
+
+def test_the_ratio_is_shown() -> None:
+    controller = FactorController()
+    assert controller.ratio is None
+    controller.propose(0.03, 0.01, 1)
+    assert controller.ratio == pytest.approx(3)
