@@ -1,13 +1,18 @@
 """Stages compiled by inductor, and what runs where there is no compiler."""
 
 import warnings
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optim.pieces import BLOCK_ROWS, Arrays, Piece
+from optim.pieces import BLOCK_ROWS, Arrays
 from optim.stage import Stage
+
+ANY_SIZE_FROM = 16
+"""Sizes from which a dimension is compiled for any size; below (kernels of convolutions) each size is its own."""
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -30,31 +35,51 @@ def has_compiler(device: torch.device) -> bool:
     return True
 
 
+@cache
+def compiled(stage: Stage) -> "CompiledStage":
+    """The compiled stage: one for all optimizers of a process."""
+    return CompiledStage(stage)
+
+
 class CompiledStage:
-    """A stage compiled once for tables with any number of rows; in blocks of rows where compiling fails."""
+    """A stage compiled once for any number of rows; without compiler where compiling fails."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._run: Any = torch.compile(stage.run)
+        # The compiler counts its versions of a function by its code: each stage gets its own.
+        code = Stage.run.__code__.replace(co_name=f"stage_{stage.function.__name__}")
+        run = FunctionType(code, Stage.run.__globals__, closure=Stage.run.__closure__)
+        run.__defaults__ = Stage.run.__defaults__
+        self._run: Any = torch.compile(run)
 
-    def run(self, h: Any, arrays: Arrays) -> list[Tensor]:
-        """The sums of each row."""
+    def run(self, h: Any, arrays: Arrays, by_row: bool) -> list[Tensor]:
+        """As `Stage.run`; a table (`by_row`) goes in blocks of rows where there is no compiler."""
         if self._run is not None:
             try:
-                return self._run(h, arrays, by_row=True)
+                return self._run(self._stage, h, arrays, by_row)
             except Exception as error:  # the compiler's own failures have no common type
-                warnings.warn(f"optim: compiling failed, going on in blocks of rows: {error}", stacklevel=2)
+                warnings.warn(f"optim: compiling failed, going on without: {error}", stacklevel=2)
                 self._run = None
-        return in_blocks(self._stage, h, arrays)
+        return in_blocks(self._stage, h, arrays) if by_row else self._stage.run(h, arrays)
 
 
-def expect_any_rows(piece: Piece, h: Any) -> None:
-    """Tell the compiler that the number of rows varies, so that it compiles once for all."""
+def expect_any_rows(arrays: Arrays, h: Any) -> None:
+    """Tell the compiler that tables and their columns vary in their number of rows: it compiles once for all."""
     import torch._dynamo
 
-    for x in (*piece.arrays.values(), *h):
+    for x in (*arrays.values(), *h):
         if isinstance(x, Tensor):
             torch._dynamo.mark_dynamic(x, 0)
+
+
+def expect_any_shape(arrays: Arrays) -> None:
+    """Tell the compiler that whole tensors vary in all dimensions but small ones, the taps of convolutions."""
+    import torch._dynamo
+
+    for x in arrays.values():
+        for d, size in enumerate(x.shape):
+            if size >= ANY_SIZE_FROM:
+                torch._dynamo.mark_dynamic(x, d)
 
 
 def in_blocks(stage: Stage, h: Any, arrays: Arrays) -> list[Tensor]:

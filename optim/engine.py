@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optim.compiler import CompiledStage, expect_any_rows, has_compiler, in_blocks
+from optim.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler, in_blocks
 from optim.layout import Layout
 from optim.numbers import LayerNumbers
-from optim.pieces import Layer
-from optim.stage import Function, Stage, arguments, is_option
+from optim.pieces import Layer, Piece
+from optim.stage import Function, Stage, arguments, compute_dtype, is_option
 
 EngineName = Literal["auto", "tensor", "rows", "compiled"]
 Reduce = Callable[[Tensor, str], None]
@@ -32,10 +32,10 @@ def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
 class Engine:
     """Runs a rule: its rounds one after the other, each over all layers, each round's sums in one matrix."""
 
-    def __init__(self, rounds: Rounds, layout: Layout, compiled: bool) -> None:
+    def __init__(self, rounds: Rounds, layout: Layout, compile_tables: bool) -> None:
         self.layout = layout
         self._rounds = rounds
-        self._compiled = {stage: CompiledStage(stage) for stage, _ in rounds} if compiled else {}
+        self._compile_tables = compile_tables
 
     def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
         """Move all layers once."""
@@ -54,12 +54,14 @@ class Engine:
         numbers_of = _Picker(stage, h, layers, self.layout.has_parts)
         found = []
         for piece in self.layout.pieces:
-            if not piece.spans:
-                found.append(stage.run(numbers_of(piece.layer), piece.arrays))
-            elif self._compiled:
-                found.append(self._compiled[stage].run(piece.h[stage], piece.arrays))
-            else:
+            if piece.spans and self._compile_tables:
+                found.append(compiled(stage).run(piece.h[stage], piece.arrays, by_row=True))
+            elif piece.spans:
                 found.append(in_blocks(stage, piece.h[stage], piece.arrays))
+            elif piece.compiled:
+                found.append(compiled(stage).run(numbers_of.tensors(piece), piece.arrays, by_row=False))
+            else:
+                found.append(stage.run(numbers_of(piece), piece.arrays))
         if not stage.sums:
             return torch.empty(0)
         device = h.numel.device
@@ -80,28 +82,49 @@ class Engine:
                 if stage not in piece.h:
                     mine = {name: column[start:end] for name, column in columns.items()}
                     piece.h[stage] = stage.pick(layers[piece.layer].cohort.numbers | mine)
-                    if self._compiled:
-                        expect_any_rows(piece, piece.h[stage])
+                    if self._compile_tables:
+                        expect_any_rows(piece.arrays, piece.h[stage])
 
 
 class _Picker:
-    """The numbers `h` of a stage for parts of single layers, picked once for each cohort."""
+    """The numbers `h` of a stage for parts of single layers, picked once for each cohort where they can be."""
 
     def __init__(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer], wanted: bool) -> None:
         names = [name for name in h.found if name in stage.mentions] if wanted else []
         self._found = {name: h.found[name].unbind() for name in names}
-        self._picked: dict[int, Any] = {}
+        self._picked: dict[Any, Any] = {}
+        self._as_tensors: dict[Any, dict[str, Any]] = {}
         self._stage = stage
         self._layers = layers
 
-    def __call__(self, number: int) -> Any:
-        layer = self._layers[number]
-        key = number if self._found else id(layer.cohort)
+    def __call__(self, piece: Piece) -> Any:
+        """Numbers as numbers, and those that were found as tensors of no dimension."""
+        layer = self._layers[piece.layer]
+        key = piece.layer if self._found or piece.fixed else layer.cohort.number
         if key not in self._picked:
-            device = layer.parameter.device
-            own = {name: values[number].to(device) for name, values in self._found.items()}
-            self._picked[key] = self._stage.pick(layer.cohort.numbers | own)
+            self._picked[key] = self._stage.pick(layer.cohort.numbers | self._own(piece) | piece.fixed)
         return self._picked[key]
+
+    def tensors(self, piece: Piece) -> Any:
+        """Numbers all as tensors of no dimension: a compiler would take a float for a constant."""
+        p = piece.arrays["p"]
+        if self._stage not in piece.h:
+            expect_any_shape(piece.arrays)
+            piece.h[self._stage] = None
+        numbers = self._layers[piece.layer].cohort.numbers
+        key = self._layers[piece.layer].cohort.number, compute_dtype(p), p.device
+        if key not in self._as_tensors:
+            mentioned = {name: value for name, value in numbers.items() if name in self._stage.mentions}
+            self._as_tensors[key] = {
+                name: value if is_option(value) else torch.as_tensor(value, dtype=key[1]).to(p.device)
+                for name, value in mentioned.items()
+            }
+        own = {name: value.to(key[1]) for name, value in self._own(piece).items()}
+        return self._stage.pick(self._as_tensors[key] | own | piece.fixed)
+
+    def _own(self, piece: Piece) -> dict[str, Tensor]:
+        device = piece.arrays["p"].device
+        return {name: values[piece.layer].to(device) for name, values in self._found.items()}
 
 
 def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers, layers: Sequence[Layer]) -> None:

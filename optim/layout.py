@@ -21,16 +21,14 @@ class Layout:
     Args:
         cut: how a layer is cut where there are no flat buffers.
         flat: the buffers of parameters and gradients, beside which states then lie too.
-        scratch: names of arrays like the parameter that stages leave for later ones; kept, since fresh memory is dear.
     """
 
-    def __init__(self, cut: Cut, flat: Flat | None, scratch: Sequence[str]) -> None:
+    def __init__(self, cut: Cut, flat: Flat | None) -> None:
         self.pieces: list[Piece] = []
         self.tables: list[tuple[list[Piece], RowNumbers]] = []
         self.has_parts = False
         self._cut = cut
         self._flat = flat
-        self._scratch_names = scratch
         self._scratch: dict[Tensor, Arrays] = {}
         self._buffers: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []
@@ -45,9 +43,7 @@ class Layout:
             self._fill_buffers(self._flat, layers)
             self.pieces = list(tables(layers, self._flat, self._buffers))
         else:
-            self.pieces = [
-                piece for n, layer in enumerate(layers) for piece in self._cut(n, self._arrays(layer))
-            ]
+            self.pieces = [piece for n, layer in enumerate(layers) for piece in self._pieces_of(n, layer)]
         self._index(layers)
         self._seen = _fingerprint(layers)
 
@@ -62,13 +58,24 @@ class Layout:
             return sums
         return torch.segment_reduce(sums, "sum", lengths=self._counts, axis=0)
 
-    def _arrays(self, layer: Layer) -> Arrays:
+    def _pieces_of(self, number: int, layer: Layer) -> list[Piece]:
+        p = layer.parameter
+        arrays = {"p": p.detach(), "g": layer.gradient.detach(), **layer.tensors(), **self._scratch_of(layer)}
+        pieces = list(self._cut(number, arrays))
+        for piece in pieces:
+            piece.fixed = layer.shapes.geometry(layer.cohort.numbers, p.shape)
+        return pieces
+
+    def _scratch_of(self, layer: Layer) -> Arrays:
+        """Arrays that stages leave for later ones: kept, since fresh memory is dear."""
         p = layer.parameter
         scratch = self._scratch.setdefault(p, {})
-        for name in self._scratch_names:
-            if name not in scratch or not _alike(scratch[name], p):
-                scratch[name] = torch.empty_like(p, dtype=compute_dtype(p))
-        return {"p": p.detach(), "g": layer.gradient.detach(), **layer.tensors(), **scratch}
+        for name, shape in layer.shapes.scratch_shapes(layer.cohort.numbers, p.shape).items():
+            if name not in scratch or not _suits(scratch[name], p, shape):
+                dtype = compute_dtype(p)
+                alike = shape == p.shape
+                scratch[name] = torch.empty_like(p, dtype=dtype) if alike else p.new_empty(shape, dtype=dtype)
+        return scratch
 
     def _fill_buffers(self, flat: Flat, layers: Sequence[Layer]) -> None:
         """Move states into buffers beside the flat parameters; what the optimizer holds becomes views of them."""
@@ -76,8 +83,8 @@ class Layout:
         for layer in layers:
             p = layer.parameter
             buffer, start, _ = flat.place(p)
-            states = {name: value for name, value in layer.tensors().items() if name in layer.elements}
-            for name in (*states, *self._scratch_names):
+            states = {name: value for name, value in layer.tensors().items() if name in layer.shapes.elements}
+            for name in (*states, *layer.shapes.scratch_shapes(layer.cohort.numbers, p.shape)):
                 if name not in self._buffers:
                     self._buffers[name] = [
                         torch.zeros_like(b, dtype=compute_dtype(b)) for b in flat.parameters
@@ -123,13 +130,10 @@ def _settle(layer: Layer) -> None:
         layer.state[name] = value.to(p.device, compute_dtype(p))
 
 
-def _alike(x: Tensor, p: Tensor) -> bool:
-    return (
-        x.shape == p.shape
-        and x.stride() == p.stride()
-        and x.device == p.device
-        and x.dtype == compute_dtype(p)
-    )
+def _suits(scratch: Tensor, p: Tensor, shape: torch.Size) -> bool:
+    """Whether an array of an earlier step serves this parameter still."""
+    as_before = scratch.shape == shape and scratch.dtype == compute_dtype(p) and scratch.device == p.device
+    return as_before and (shape != p.shape or scratch.stride() == p.stride())
 
 
 def _fingerprint(layers: Sequence[Layer]) -> list[Any]:

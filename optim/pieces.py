@@ -1,10 +1,11 @@
 """How the arrays of layers are cut into the pieces that one call of a stage works on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from optim.flat import ROW, Flat, is_dense, rows_of
@@ -17,6 +18,20 @@ TABLE_ROWS = 16
 """Rows from which a call of compiled code is worth its overhead."""
 
 Arrays = dict[str, Tensor]
+
+
+class Shapes(Protocol):
+    """What a rule says of arrays' shapes."""
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """States shaped like the parameter."""
+
+    def scratch_shapes(self, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
+        """Names and shapes of what stages leave for later ones."""
+
+    def geometry(self, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
+        """What the stages must know of a tensor's dimensions."""
 
 
 @dataclass(slots=True)
@@ -33,13 +48,13 @@ class Cohort:
 
 @dataclass(slots=True)
 class Layer:
-    """One parameter that takes part in a step, with its state; `elements` names the states shaped like it."""
+    """One parameter that takes part in a step, with its state."""
 
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Any]
     cohort: Cohort
-    elements: Sequence[str]
+    shapes: Shapes
 
     def tensors(self) -> Arrays:
         """The states that are tensors."""
@@ -51,18 +66,26 @@ class Piece:
     """Arrays for one call of a stage.
 
     Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows, 1024] of layers
-    from there on, each with its number of rows: a sum for each row. `h` holds a table's numbers by stage.
+    from there on, each with its number of rows: a sum for each row. `h` holds a table's numbers by stage; `fixed` what a
+    rule of shapes knows of this one. `compiled` says that a call of compiled code is worth its overhead.
     """
 
     layer: int
     arrays: Arrays
     spans: tuple[int, ...] = ()
     h: dict[Any, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def whole(number: int, arrays: Arrays) -> Iterator[Piece]:
     """A layer in one piece, each tensor in its own shape."""
     yield Piece(number, arrays)
+
+
+def whole_compiled(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer in one piece, in compiled code unless it is small."""
+    yield Piece(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
 
 
 def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from optim.engine import Engine, EngineName, Reduce, chosen
 from optim.flattening import Flattening
 from optim.layout import Layout
-from optim.pieces import Cohort, Layer, blocks, table_and_tail, whole
-from optim.stage import Function, compute_dtype, is_option, stages_of
+from optim.pieces import Cohort, Layer, blocks, table_and_tail, whole, whole_compiled
+from optim.stage import Function, compute_dtype, stages_of
 
 
 class Rule(Flattening):
@@ -86,6 +86,16 @@ class Rule(Flattening):
         """Names and shapes of a parameter's state."""
         return dict.fromkeys(cls.elements, shape) | dict.fromkeys(cls.layer_states, torch.Size())
 
+    @classmethod
+    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
+        """Names and shapes of what one stage leaves for a later one."""
+        return dict.fromkeys(cls.scratch, shape)
+
+    @classmethod
+    def geometry(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
+        """What stages must know of a tensor's dimensions, as further options of `h`."""
+        return {}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its missing hyperparameters are the constructor's."""
         super().add_param_group(param_group)
@@ -112,12 +122,12 @@ class Rule(Flattening):
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        if self.shaped or kind == "tensor":
-            layout = Layout(whole, None, self.scratch)
+        if kind == "tensor" or self.shaped:
+            layout = Layout(whole_compiled if kind == "compiled" else whole, None)
         else:
-            layout = Layout(blocks if kind == "rows" else table_and_tail, self.flat, self.scratch)
+            layout = Layout(table_and_tail if kind == "compiled" else blocks, self.flat)
         rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
-        return Engine(rounds, layout, compiled=kind == "compiled")
+        return Engine(rounds, layout, compile_tables=kind == "compiled")
 
     def _layers(self) -> list[Layer]:
         """The parameters that have a gradient, with their numbers of this step."""
@@ -135,7 +145,7 @@ class Rule(Flattening):
                     continue
                 if (number, t) not in cohorts:
                     cohorts[number, t] = Cohort(len(cohorts), self._numbers(group, t))
-                layers.append(Layer(p, p.grad, state, cohorts[number, t], self.elements))
+                layers.append(Layer(p, p.grad, state, cohorts[number, t], self))
         return layers
 
     def _begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def is_option(value: Any) -> bool:
-    """Whether a hyperparameter steers the rule (a flag, a word, None) rather than being a number in it."""
-    return value is None or isinstance(value, (bool, str))
+    """Whether a hyperparameter steers the rule (a flag, a word, dimensions, None) rather than being a number in it."""
+    return value is None or isinstance(value, (bool, str, tuple))
 
 
 class Stage:
@@ -66,6 +66,7 @@ class Stage:
         return None if array is None else array.to(compute_dtype(array))
 
 
+@cache
 def stages_of(
     functions: tuple[Function, ...], layer_states: tuple[str, ...]
 ) -> list[tuple[Stage, Function | None]]:
@@ -86,3 +87,18 @@ def arguments(function: Function) -> tuple[str, ...]:
 @cache
 def _numbers_type(names: tuple[str, ...]) -> Any:
     return namedtuple("h", names)
+
+
+def over_rows(x: Tensor, reduction: str) -> Tensor:
+    """The "sum" or "amax" over the first dimension, which stays with size 1.
+
+    Compiled code that runs down columns is slow: there eight neighbouring rows are joined first, along memory.
+    """
+    reduce = getattr(torch, reduction)
+    if not torch.compiler.is_compiling():
+        return reduce(x, 0, keepdim=True)
+    eights = x.shape[0] // 8
+    head = reduce(reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1), 0, keepdim=True)
+    if reduction == "sum":
+        return head + x[eights * 8 :].sum(0, keepdim=True)
+    return torch.maximum(head, x[-8:].amax(0, keepdim=True))

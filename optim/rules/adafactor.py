@@ -7,41 +7,25 @@ import torch
 from torch import Tensor
 
 from optim.rule import Rule
-from optim.stage import Values
+from optim.stage import Values, over_rows
 
 
-def factored(shape: torch.Size, least: int = 0) -> tuple[int, int] | None:
-    """The two largest dimensions (row dimension first), or None where the smaller of them is below `least`."""
-    if len(shape) < 2:
-        return None
-    rows, columns = sorted(sorted(range(len(shape)), key=lambda d: shape[d])[-2:])
-    return (rows, columns) if min(shape[rows], shape[columns]) >= least else None
-
-
-def estimate(h: Any, p: Tensor, g: Tensor, r: Tensor | None, c: Tensor | None, v: Tensor | None) -> Values:
+def estimate(h: Any, p: Tensor, g: Tensor, r: Tensor | None, c: Tensor | None, v: Any) -> Values:
     g2 = g * g + h.eps1
-    if v is not None:
-        return {"v": h.beta2 * v + h.gain2 * g2, "p2": p * p}
-    rows, columns = factored(g.shape)
-    r = h.beta2 * r + h.gain2 * g2.mean(columns, keepdim=True)
-    c = h.beta2 * c + h.gain2 * g2.mean(rows, keepdim=True)
-    return {"r": r, "c": c, "p2": p * p}
+    if r is None or c is None:
+        v = h.beta2 * v + h.gain2 * g2
+        return {"v": v, "p2": p * p}
+    r = h.beta2 * r + h.gain2 * mean(g2, h.columns)
+    c = h.beta2 * c + h.gain2 * mean(g2, h.rows)
+    return {"r": r, "c": c, "a": (r / mean(r, h.rows)).rsqrt(), "b": c.rsqrt(), "p2": p * p}
 
 
 def scale(h: Any, p2: Tensor) -> Values:
     return {"alpha": h.rho * torch.where(h.scale_parameter, (p2 / h.numel).sqrt().maximum(h.eps2), 1)}
 
 
-def normalised(g: Tensor, r: Tensor | None, c: Tensor | None, v: Tensor | None) -> Tensor:
-    """U = g / √V, where V is v or the product r c / mean(r)."""
-    if v is not None:
-        return g * v.rsqrt()
-    rows, _ = factored(g.shape)
-    return g * (r / r.mean(rows, keepdim=True)).rsqrt() * c.rsqrt()
-
-
-def measure(h: Any, g: Tensor, r: Tensor | None, c: Tensor | None, v: Tensor | None) -> Values:
-    return {"u2": normalised(g, r, c, v) ** 2}
+def measure(h: Any, g: Tensor, a: Tensor | None, b: Tensor | None, v: Tensor | None) -> Values:
+    return {"u2": normalised(g, a, b, v) ** 2}
 
 
 def clip(h: Any, u2: Tensor) -> Values:
@@ -49,14 +33,31 @@ def clip(h: Any, u2: Tensor) -> Values:
 
 
 def move(
-    h: Any, p: Tensor, g: Tensor, r: Tensor | None, c: Tensor | None, v: Tensor | None, m: Tensor | None
+    h: Any, p: Tensor, g: Tensor, a: Tensor | None, b: Tensor | None, v: Tensor | None, m: Tensor | None
 ) -> Values:
-    u = h.step * normalised(g, r, c, v)
+    u = h.step * normalised(g, a, b, v)
     decayed = p - h.weight_decay * h.alpha * p
     if m is None:
         return {"p": decayed - u}
     m = h.beta1 * m + (1 - h.beta1) * u
     return {"p": decayed - m, "m": m}
+
+
+def normalised(g: Tensor, a: Tensor | None, b: Tensor | None, v: Any) -> Tensor:
+    """U = g / √V: V is v, or r c / mean(r) = 1 / (a b)²."""
+    return g * v.rsqrt() if a is None or b is None else g * a * b
+
+
+def mean(x: Tensor, dimension: int) -> Tensor:
+    return over_rows(x, "sum") / x.shape[0] if dimension == 0 else x.mean(dimension, keepdim=True)
+
+
+def factored(shape: torch.Size, least: int) -> tuple[int, int] | None:
+    """The two largest dimensions, or None where the smaller of them is below `least`."""
+    if len(shape) < 2:
+        return None
+    rows, columns = sorted(sorted(range(len(shape)), key=lambda d: shape[d])[-2:])
+    return (rows, columns) if min(shape[rows], shape[columns]) >= least else None
 
 
 class Adafactor(Rule):
@@ -95,19 +96,32 @@ class Adafactor(Rule):
     stages = (estimate, scale, measure, clip, move)
 
     @classmethod
-    def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
+    def geometry(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
         dimensions = factored(shape, h["min_dim_size_to_factor"])
+        return {} if dimensions is None else {"rows": dimensions[0], "columns": dimensions[1]}
+
+    @classmethod
+    def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
         moment = {} if h["beta1"] is None else {"m": shape}
-        if dimensions is None:
-            return {"v": shape} | moment
-        return {"r": _with_one(shape, dimensions[1]), "c": _with_one(shape, dimensions[0])} | moment
+        return (cls._factors("r", "c", h, shape) or {"v": shape}) | moment
+
+    @classmethod
+    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
+        return cls._factors("a", "b", h, shape)
+
+    @classmethod
+    def _factors(
+        cls, row: str, column: str, h: Mapping[str, Any], shape: torch.Size
+    ) -> dict[str, torch.Size]:
+        """Shapes of a number for each row and one for each column."""
+        if not (at := cls.geometry(h, shape)):
+            return {}
+        of_rows, of_columns = list(shape), list(shape)
+        of_rows[at["columns"]] = of_columns[at["rows"]] = 1
+        return {row: torch.Size(of_rows), column: torch.Size(of_columns)}
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
         ceiling = 1e-6 * t if h.warmup_init else 1e-2
         beta2 = 1 - t**h.decay_rate
         return {"beta2": beta2, "gain2": 1 - beta2, "rho": min(ceiling, t**-0.5) if h.lr is None else h.lr}
-
-
-def _with_one(shape: torch.Size, dimension: int) -> torch.Size:
-    return torch.Size(1 if d == dimension else size for d, size in enumerate(shape))

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from optim.rule import Rule
-from optim.stage import Values
+from optim.stage import Values, over_rows
 
 
 def largest(x: Tensor, axis: int) -> Tensor:
     """The maximum over all axes but one."""
+    if axis > 0:
+        x = over_rows(x, "amax")
     others = [d for d in range(x.dim()) if d != axis]
     return x.amax(others, keepdim=True) if others else x
 
