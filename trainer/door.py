@@ -114,6 +114,7 @@ class _Draft:
         if name in SavingInterval.UNITS:
             for unit in SavingInterval.UNITS:
                 values.pop(unit, None)
+        self.places = {k: place for k, place in self.places.items() if not k.startswith(f"{key}.")}
         self.places[key] = (OVERRIDE, None)
         node = _compose(value, OVERRIDE)
         values[name] = None if node is None else self.construct(node, key, OVERRIDE)

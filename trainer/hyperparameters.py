@@ -27,6 +27,12 @@ def contradictions(section: Hyper) -> Iterator[Contradiction]:
         yield "optimizer.name", f"is {plain(name)}, an unknown optimizer", nearest(name, optim.names())
         return
     defaults = published(name)
+    if section.get("lr") is None and defaults["lr"] is None:
+        yield (
+            "optimizer.lr",
+            "is missing",
+            f"{name} has no published rate that a schedule could follow; give one",
+        )
     for key, value in section.items():
         if key in defaults:
             yield from _value_contradictions(name, key, value, defaults)

@@ -134,6 +134,7 @@ def test_files_that_cannot_be_read(tmp_path, content):
             "optimizer.momentum=-1",
             "optimizer.momentum: is -1 (Invalid momentum value: -1); the published value is 0",
         ),
+        ("optimizer={name: adafactor}", "optimizer.lr: is missing; adafactor has no published rate"),
         ("optimizer.lr=-0.1", "optimizer.lr: is -0.1; it should be greater than 0"),
         ("batch.size=0", "batch.size: is 0; it should be greater than 0"),
         ("batch.micro=-8", "batch.micro: is -8; it should be greater than 0"),
@@ -152,7 +153,7 @@ def test_files_that_cannot_be_read(tmp_path, content):
         ("run.stack=0", "run.stack: is 0; it should be 'auto', or greater than 0"),
         ("run.pool={min: 3, max: 2}", "run.pool.max: is 2, less than min 3; give 3 or more"),
         ("run.parallel=fsdp", "run.parallel: is \"fsdp\"; it should be 'ddp'"),
-        ("init.from=a.safetensors", 'init.from: is "a.safetensors"; null is the only value in this version'),
+        ("train.average=ema", 'train.average: is "ema"; null is the only value in this version'),
         (
             "echo={factor: 2, capacity: 10}",
             "echo.capacity: is 10, too small to shuffle the echoes of 8 lanes of 8",

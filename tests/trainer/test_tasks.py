@@ -10,6 +10,7 @@ from data_echo import Draws
 from trainer.tasks import classification
 from trainer.tasks.cifar10 import Cifar10
 from trainer.tasks.digits import Digits, read_digits, stratified
+from trainer.tasks.shakespeare import SHARES, Shakespeare
 
 SPLITS = ("train", "validation", "test")
 
@@ -156,6 +157,56 @@ def test_rows_that_are_not_cifar_s_are_refused(tmp_path, label, side, message):
     task = Cifar10(str(tmp_path))
     with pytest.raises(ValueError, match=message):
         task.prepare(task.source("test")[0], None)
+
+
+@pytest.fixture
+def shakespeare(tmp_path) -> Shakespeare:
+    """A text of 2,000 bytes in which every byte follows from the one before."""
+    (tmp_path / "text").write_bytes(bytes(i * 7 % 251 for i in range(2000)))
+    return Shakespeare(str(tmp_path / "text"), context=16, width=32, stride=5)
+
+
+def test_windows_cover_the_text_in_order_without_meeting_across_splits(shakespeare):
+    text = np.fromfile(shakespeare.path, np.uint8)
+    for split, (first, last) in SHARES.items():
+        part = text[round(first * 2000) : round(last * 2000)]
+        stride = 5 if split == "train" else 16
+        source = shakespeare.source(split)
+        assert len(source) == len(range(0, len(part) - 16, stride))
+        for index in (0, len(source) - 1):
+            window = source[index]["bytes"]
+            np.testing.assert_array_equal(window, part[index * stride : index * stride + 17])
+        assert len(part) - ((len(source) - 1) * stride + 17) < stride  # no further window fits
+
+
+def test_the_transformer_sees_no_byte_before_its_turn(shakespeare):
+    torch.manual_seed(0)
+    model = shakespeare.model()
+    text = torch.randint(0, 256, (1, 16))
+    changed = text.clone()
+    changed[0, 9] = (changed[0, 9] + 1) % 256
+    apart = (model(text) - model(changed)).abs().amax(2)[0]
+    assert (apart[:9] == 0).all()
+    assert (apart[9:] > 0).all()
+
+
+def test_shakespeare_counts_bytes_and_learns(shakespeare):
+    torch.manual_seed(0)
+    model, batch = shakespeare.model(), batch_of(shakespeare, "train", range(64))
+    total, count = shakespeare.loss(model, batch)
+    assert count == 64 * 16
+    assert total.item() / count.item() == pytest.approx(np.log(256), rel=0.2)
+    before, after = trained(shakespeare, range(64), steps=60, lr=0.05)
+    assert after < before / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"width": 30}, "width 30 is not a multiple of heads 4"), ({}, "there is no file")],
+)
+def test_arguments_of_shakespeare_are_checked(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Shakespeare(str(tmp_path / "absent"), **arguments).source("train")
 
 
 def write_images(path, labels: list[int], side: int = 32) -> None:
