@@ -26,6 +26,7 @@ from trainer.recipe import Recipe
 
 MOST_RESTARTS = 3  # of the worker group, after a worker or its node died
 WORKERS_PER_CORE = 2
+ENDING_S = 10.0  # what the last processes of a cluster may take to end
 OURS = ("cluster", "data_echo", "optim", "trainer")
 NOT_UPLOADED = ["/runs/", "/mlruns/", "mlflow.db*", ".git/", ".venv/", "__pycache__/"]
 CALM = {
@@ -110,7 +111,15 @@ def _own_cluster(run: Run) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that processes which are about to end may still write to."""
+    deadline = time.monotonic() + ENDING_S
+    while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""Training on Ray clusters of our own: what comes out, what is left, who can reach it."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.commands import Command, journal, run, user_folder
+from tests.cluster.machine import Process, ports, remaining
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ENDLESS = ("--set", "train.epochs=1000000")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return user_folder(tmp_path)
+
+
+def folders_of_cluster(family: list[Process]) -> list[Path]:
+    """Where the cluster of these processes keeps its files: it is named in their commands."""
+    return [
+        Path(name)
+        for name in set(re.findall(r"/tmp/lockstep-\w+", " ".join(each.command for each in family)))
+    ]
+
+
+def worker_of(family: list[Process]) -> Process:
+    return next(process for process in family if process.command.startswith("ray::RayTrainWorker"))
+
+
+def test_two_workers_train_as_one_process_does_and_leave_nothing(folder):
+    command = Command("train", "tiny.yaml", cwd=folder)
+    command.wait_for("2 workers (")
+    family = command.family()
+    assert command.wait() == 0, command.output
+    assert len(folders_of_cluster(family)) == 1
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+    assert remaining(family) == []
+    assert re.search(r"^ *[\d.]+ s  Ray \(", command.output, re.MULTILINE)
+    assert "WARNING" not in command.output
+    assert "pid=" not in command.output
+    kept = {path.name for path in (folder / "runs/tiny-001").iterdir()}
+    files = {"recipe.yaml", "plan.txt", "journal.jsonl", "lockstep.log", "checkpoints", "model.safetensors"}
+    assert kept == files
+    alone = run("train", "tiny.yaml", "--local", cwd=folder)
+    assert alone.process.returncode == 0, alone.output
+    first, second = ([line["loss"] for line in journal(folder / f"runs/tiny-00{n}", "step")] for n in (1, 2))
+    assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
+    command = Command("train", "tiny.yaml", *ENDLESS, "--set", "track.uri=null", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    assert len([process for process in family if process.command.startswith("ray::RayTrainWorker")]) == 2
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    assert "Traceback" not in command.output
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
+    assert remaining(family) == []
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+    assert status_in_mlflow(folder) == "KILLED"
+
+
+def status_in_mlflow(folder: Path) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("default").experiment_id])
+    return tracked.info.status
+
+
+def test_what_we_start_listens_on_loopback_only(folder):
+    command = Command("train", "tiny.yaml", *ENDLESS, "--set", "track.uri=null", cwd=folder)
+    command.wait_for("validation at step")
+    listening = ports(command.family())
+    command.send(signal.SIGINT)
+    command.wait()
+    assert any("gcs_server" in port.command for port in listening)
+    assert any("raylet" in port.command for port in listening)
+    assert [port for port in listening if not port.is_loopback] == []
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would_have(folder):
+    exact = (
+        "--set",
+        "run.reduction=exact",
+        "--set",
+        "train.epochs=400",
+        "--set",
+        "checkpoint.every.steps=40",
+    )
+    command = Command("train", "tiny.yaml", *exact, cwd=folder)
+    command.wait_for("validation at step")
+    while not journal(folder / "runs/tiny-001", "checkpoint"):
+        assert command.process.poll() is None, command.output
+    import os
+
+    os.kill(worker_of(command.family()).pid, signal.SIGKILL)
+    assert command.wait() == 0, command.output
+    assert "going on from step" in command.output
+    assert len(journal(folder / "runs/tiny-001", "start")) == 2
+    alone = run("train", "tiny.yaml", "--local", *exact, cwd=folder)
+    assert alone.process.returncode == 0, alone.output
+    weights = [(folder / f"runs/tiny-00{n}/model.safetensors").read_bytes() for n in (1, 2)]
+    assert weights[0] == weights[1]
+
+
+def test_a_loss_that_is_nan_stops_the_run_at_once_with_its_reason(folder):
+    command = run("train", "tiny.yaml", "--set", "task.with.spoilt_from=0.5", cwd=folder)
+    assert command.process.returncode == 1, command.output
+    (end,) = journal(folder / "runs/tiny-001", "end")
+    assert end["status"] == "FAILED"
+    assert f"failed: {end['reason']}" in command.output
+    assert len(journal(folder / "runs/tiny-001", "start")) == 1
