@@ -4,7 +4,6 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -14,37 +13,11 @@ from torch.optim.optimizer import ParamsT
 
 import optim.rules
 from optim.flattening import Flattening
+from optim.from_torch import FROM_TORCH
 from optim.rule import Rule
 
 _MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "engine", "flatten"}
 """Constructor arguments that say how to compute, not what."""
-
-
-@dataclass(frozen=True)
-class FromTorch:
-    """An optimizer of torch's: its class, and what makes of it the optimizer of that name."""
-
-    kind: type[torch.optim.Optimizer]
-    fixed: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    fused: bool = False
-
-
-_FROM_TORCH = {
-    "sgd": FromTorch(torch.optim.SGD, fused=True),
-    "momentum": FromTorch(torch.optim.SGD, defaults={"momentum": 0.9}, fused=True),
-    "nag": FromTorch(torch.optim.SGD, fixed={"nesterov": True}, defaults={"momentum": 0.9}, fused=True),
-    "rprop": FromTorch(torch.optim.Rprop),
-    "adagrad": FromTorch(torch.optim.Adagrad, fused=True),
-    "rmsprop": FromTorch(torch.optim.RMSprop),
-    "adadelta": FromTorch(torch.optim.Adadelta),
-    "adam": FromTorch(torch.optim.Adam, fused=True),
-    "adamw": FromTorch(torch.optim.AdamW, fused=True),
-    "adamax": FromTorch(torch.optim.Adamax),
-    "nadam": FromTorch(torch.optim.NAdam),
-    "amsgrad": FromTorch(torch.optim.Adam, fixed={"amsgrad": True}, fused=True),
-    "radam": FromTorch(torch.optim.RAdam),
-}
 
 
 def _with_flat(kind: type[torch.optim.Optimizer]) -> type[Flattening]:
@@ -62,7 +35,7 @@ def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     return step
 
 
-_FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in _FROM_TORCH.values()}}
+_FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in FROM_TORCH.values()}}
 
 
 @cache
@@ -80,7 +53,7 @@ def _rule_in(module_name: str) -> type[Rule]:
 @cache
 def names() -> tuple[str, ...]:
     """The names of all optimizers."""
-    return (*_FROM_TORCH, *rules())
+    return (*FROM_TORCH, *rules())
 
 
 def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> torch.optim.Optimizer:
@@ -104,7 +77,7 @@ def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) ->
         )
     if name in rules():
         return rules()[name](params, flatten=flatten, **hyper)
-    entry = _FROM_TORCH[name]
+    entry = FROM_TORCH[name]
     params = _listed(params)
     hyper = entry.fixed | entry.defaults | hyper
     if entry.fused and _can_fuse(params):
@@ -118,7 +91,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
     """Argument names and published defaults, in the order of the constructor."""
     if name not in names():
         raise ValueError(f"unknown optimizer {name!r}; there are {', '.join(names())}")
-    entry = _FROM_TORCH.get(name)
+    entry = FROM_TORCH.get(name)
     arguments = inspect.signature(entry.kind if entry else rules()[name]).parameters
     skipped = _MACHINERY | set(entry.fixed if entry else ())
     found = {key: argument.default for key, argument in arguments.items() if key not in skipped}
@@ -134,17 +107,22 @@ def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *
     params = [_on_meta(given) for given in params_or_shapes]
     if not params:
         return 0
+    if name in rules():
+        rule = rules()[name](params, **hyper)
+        states = [rule.begin(p, rule.param_groups[0]) for p in params]
+    else:
+        states = _torchs_states(name, params, hyper)
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def _torchs_states(name: str, params: list[nn.Parameter], hyper: dict[str, Any]) -> list[dict[str, Any]]:
+    entry = FROM_TORCH[name]
+    kind: Any = entry.kind
+    optimizer = kind(params, **(entry.fixed | entry.defaults | hyper), foreach=False)
     for p in params:
         p.grad = torch.empty_like(p)
-    if name in rules():
-        optimizer = build(name, params, **hyper)
-        states = [optimizer._begin(p, optimizer.param_groups[0]) for p in params]
-    else:
-        entry = _FROM_TORCH[name]
-        optimizer = entry.kind(params, **(entry.fixed | entry.defaults | hyper), foreach=False)
-        optimizer.step()
-        states = [optimizer.state[p] for p in params]
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+    optimizer.step()
+    return [optimizer.state[p] for p in params]
 
 
 def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:

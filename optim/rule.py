@@ -139,7 +139,7 @@ class Rule(Flattening):
                     continue
                 if p.grad.is_sparse:
                     raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-                state = self.state[p] or self._begin(p, group)
+                state = self.state[p] or self.begin(p, group)
                 t = state["step"] = state["step"] + 1
                 if p.numel() == 0:
                     continue
@@ -148,7 +148,7 @@ class Rule(Flattening):
                 layers.append(Layer(p, p.grad, state, cohorts[number, t], self))
         return layers
 
-    def _begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state before the first step: zeros, in the order of memory of the parameter."""
         state = self.state[p]
         state["step"] = 0
