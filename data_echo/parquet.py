@@ -125,7 +125,7 @@ def _column(array: Any) -> _Column:
         array = array.field("bytes")
     if types.is_binary(array.type) and not array.null_count:
         offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :]
-        data = memoryview(array.buffers()[2])
+        data = memoryview(array.buffers()[2]).cast("B")
         bounds = offsets.tolist()
         return lambda row: data[bounds[row] : bounds[row + 1]]
     if (types.is_integer(array.type) or types.is_floating(array.type)) and not array.null_count:

@@ -111,6 +111,14 @@ class Pictures:
         return {"image": images.decode(example["img"]), "label": example["label"]}
 
 
+def test_pictures_reach_the_fast_decoder_as_it_likes_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("simplejpeg")
+    monkeypatch.setattr(images, "_decode_with_pil", lambda data: pytest.fail("the slow decoder was asked"))
+    assert images.decode(ParquetSource(folder)[8]["img"]).shape == (32, 32, 3)
+
+
 def test_a_damaged_picture_is_named_with_file_and_row(folder: Path) -> None:
     write_parquet(folder / "train-1.parquet", 20, 10, damaged=4)
     preparer = InlinePreparer(Pictures(folder), 0)
