@@ -16,6 +16,12 @@ from trainer.stopwatch import Stopwatch
 from trainer.training import Training
 
 
+class NotFinite(Stopped):
+    """A loss or a gradient is not finite, on all workers in the same step; the weights are those before
+    it.
+    """
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step did. `examples` and `fresh` count from the start of the run, this step
@@ -42,7 +48,7 @@ def steps(run: Training) -> Iterator[Step]:
         watch = Stopwatch(run.group.device)
         micro_batches = plan.micro_batches_at(progress.examples)
         batch = micro_batches * micro
-        rate = run.rate.rate(progress.examples, batch)
+        rate = run.rate.rate(progress.examples, batch) * run.rate_factor()
 
         run.optimizer.zero_grad()
         run.reduction.begin()
@@ -51,10 +57,13 @@ def steps(run: Training) -> Iterator[Step]:
         watch.lap("communication")
 
         loss, norm = _mean_gradient(run, sums, trouble)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_multiplier", 1.0)
-        run.optimizer.step()
-        run.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
+        if math.isfinite(loss) and math.isfinite(norm):
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_multiplier", 1.0)
+            run.optimizer.step()
+            run.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
+        else:
+            _skip(run, loss, norm, sums[1].item())
         watch.lap("optimizer")
 
         progress.step += 1
@@ -92,11 +101,9 @@ def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tu
     gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
     share = 1 / sums[1]
     norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).double().sum().sqrt() * share
-    loss_value, count, norm_value = torch.stack(
-        [sums[0] * share, sums[1], norm]
-    ).tolist()  # the one synchronisation
-    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        raise Stopped(_why(run, loss_value, count, norm_value, trouble)) from trouble
+    loss_value, norm_value = torch.stack([sums[0] * share, sums[1], norm]).tolist()  # the one synchronisation
+    if not math.isfinite(loss_value) and (reason := run.group.first(trouble)) is not None:
+        raise Stopped(f"{_where(run)}: {reason}") from trouble
     if run.recipe.train.clip_norm is not None:
         share = share * (run.recipe.train.clip_norm / norm).clamp(max=1.0)
     for gradient in gradients:
@@ -104,16 +111,23 @@ def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tu
     return loss_value, norm_value
 
 
-def _why(run: Training, loss: float, count: float, norm: float, trouble: Exception | None) -> str:
-    where = f"step {run.progress.step + 1}, after {run.progress.examples} examples"
-    reason = run.group.first(trouble)
-    if reason is not None:
-        return f"{where}: {reason}"
+def _skip(run: Training, loss: float, norm: float, count: float) -> None:
+    """Leave this step's update out, if the recipe's guard says so and has not done it too often; raise
+    otherwise.
+    """
+    guard, progress = run.recipe.train.guard, run.progress
+    if guard.policy == "skip" and progress.skipped < guard.most:
+        progress.skipped += 1
+        return
     if count == 0:
-        return (
-            f"{where}: the loss counted no example in the whole batch; task.loss must return a count above 0"
+        what = "the loss counted no example in the whole batch; task.loss must return a count above 0"
+    else:
+        what = (
+            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
+            "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
         )
-    return (
-        f"{where}: the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
-        "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
-    )
+    raise NotFinite(f"{_where(run)}: {what}")
+
+
+def _where(run: Training) -> str:
+    return f"step {run.progress.step + 1}, after {run.progress.examples} examples"

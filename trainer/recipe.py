@@ -34,8 +34,12 @@ class TaskSection(Section):
 class Init(Section):
     """Where the weights start."""
 
-    from_: None = Field(
-        default=None, alias="from", description="weights to start from; null: as the task's model makes them"
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        min_length=1,
+        description="weights to start from: a safetensors file, a checkpoint's folder, or a run (its folder, or "
+        "its name in checkpoint.dir); null: as the task's model makes them",
     )
     freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
 
@@ -145,6 +149,44 @@ class Echo(Section):
     )
 
 
+class Guard(Section):
+    """What is done about a loss or a gradient that is not finite."""
+
+    policy: Literal["stop", "skip", "roll_back"] = Field(
+        default="stop",
+        description="stop: end the run; skip: leave the update out; roll_back: to the last checkpoint",
+    )
+    most: Count = Field(default=3, description="skips or roll-backs before the run stops all the same")
+    rate_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="what each roll-back multiplies the learning rate by from there on"
+    )
+
+
+class Target(Section):
+    """A metric of the validation split that ends the run once it is reached."""
+
+    metric: str = Field(description="its name, as the task gives it, or loss")
+    at_least: float | None = Field(default=None, description="reached at this value or above")
+    at_most: float | None = Field(default=None, description="reached at this value or below")
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "Target":
+        if (self.at_least is None) == (self.at_most is None):
+            raise refuse("gives both at_least and at_most, or neither", "give one of them")
+        return self
+
+    def reached(self, value: float) -> bool:
+        """Whether a value of the metric is good enough."""
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+
+
+class Budget(Section):
+    """What ends the run before its length, whichever comes first. The schedules stay stretched over the length."""
+
+    fresh: Count | None = Field(default=None, description="fresh examples taken from the data")
+    minutes: Positive | None = Field(default=None, description="minutes of training")
+
+
 class Train(Interval):
     """How long to train, and how each update is made."""
 
@@ -158,7 +200,9 @@ class Train(Interval):
         default="fp32", description="bf16: autocast in the forward and backward pass"
     )
     average: None = Field(default=None, description="average of the weights over the run")
-    target: None = Field(default=None, description="stop when a metric is reached")
+    target: Target | None = Field(default=None, description="stop when a metric is reached")
+    budget: Budget = Field(default=Budget(), description="stop early")
+    guard: Guard = Field(default=Guard(), description="losses and gradients that are not finite")
 
 
 class Eval(Section):

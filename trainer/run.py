@@ -1,29 +1,24 @@
-"""One run of one recipe, as every worker sees it: build or resume, iterate the loop, evaluate, save, write
-the journal.
-"""
+"""One run of one recipe, as every worker sees it: build or resume, iterate the loop, evaluate, save, stop."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from data_echo import InlinePreparer, Preparer
 from trainer import plan as planning
-from trainer.checkpoint import Checkpoints, load
 from trainer.errors import Refusal, Stopped
 from trainer.evaluation import Evaluation
 from trainer.group import Group
-from trainer.journal import Journal
-from trainer.loop import Step, steps
+from trainer.loop import NotFinite, Step, steps
 from trainer.recipe import Interval, Recipe, SavingInterval
+from trainer.record import Record
 from trainer.schedule import in_examples
 from trainer.task import Task
 from trainer.training import Training, build
@@ -54,13 +49,14 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
     examples are prepared in line. A run that stops itself (Stopped) returns a FAILED outcome: trying again
     would stop it again.
     """
-    recipe = order.recipe
-    group = Group.join(recipe.run.device)
+    group = Group.join(order.recipe.run.device)
     task = order.make_task()
-    own = InlinePreparer(task, recipe.seed) if preparer is None else preparer
-    record = Record(order, group)
+    own = InlinePreparer(task, order.recipe.seed) if preparer is None else preparer
+    record = Record(Path(order.folder), order.recipe, group)
     try:
-        return _train(order, group, task, own, record)
+        metrics = _train(order.recipe, group, task, own, record)
+        record.write("end", status="FINISHED", reason=None, metrics=metrics)
+        return Outcome("FINISHED", metrics=metrics)
     except (Stopped, Refusal) as error:
         record.write("end", status="FAILED", reason=str(error), metrics={})
         return Outcome("FAILED", str(error))
@@ -73,71 +69,98 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
         group.leave()
 
 
-class Record:
-    """What rank 0 writes down of a run: the journal and the checkpoints. On other ranks it does nothing."""
-
-    def __init__(self, order: RunOrder, group: Group):
-        self.writes = group.rank == 0
-        self.folder = Path(order.folder)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", order.recipe.checkpoint.keep)
-        self.journal = Journal(self.folder) if self.writes else None
-        self.saved_step, self.saved_at = 0, time.monotonic()
-
-    def write(self, kind: str, **fields: Any) -> None:
-        if self.journal is not None:
-            self.journal.write(kind, **fields)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Note how long a stage of the start took."""
-        started = time.monotonic()
-        yield
-        self.write("stage", name=name, seconds=time.monotonic() - started)
-
-    def save(self, training: Training) -> None:
-        """A checkpoint of where `training` stands, written beside the loop."""
-        progress = training.progress
-        if not self.writes or self.saved_step == progress.step:
-            return
-        path = self.checkpoints.save(progress.step, training.state())
-        self.saved_step, self.saved_at = progress.step, time.monotonic()
-        self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
-
-    def close(self) -> None:
-        self.checkpoints.wait()
-        if self.journal is not None:
-            self.journal.close()
-
-
-def _train(order: RunOrder, group: Group, task: Task, preparer: Preparer, record: Record) -> Outcome:
-    recipe = order.recipe
+def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record: Record) -> dict[str, float]:
+    """Train to the end, going back to the last checkpoint where the recipe's guard says so; the test
+    metrics.
+    """
     plan = planning.make(recipe, task)
-    with record.stage("model and optimizer"):
-        training = build(recipe, plan, task, group, preparer, _resume(record, group))
     validation, test = (
         Evaluation(task, split, plan.examples[split], recipe.batch.micro, preparer, group)
         for split in ("validation", "test")
     )
-    record.write("start", **_circumstances(training))
-    record.write("rewind", step=training.progress.step)
+    while True:
+        with record.stage("model and optimizer"):
+            state, rate_factors = record.resume()
+            training = build(recipe, plan, task, group, preparer, state, rate_factors)
+        record.write("start", **_circumstances(training))
+        record.write("rewind", step=training.progress.step)
+        try:
+            _follow(training, validation, record)
+            break
+        except NotFinite as error:
+            training.feed.close()
+            _roll_back(training, error, record)
+    metrics = _evaluate(test, training, record)
+    record.export(training)
+    record.checkpoints.wait()
+    return metrics
+
+
+def _follow(training: Training, validation: Evaluation, record: Record) -> None:
+    """Iterate the loop to its end, or to an earlier one that the recipe names."""
+    recipe = training.recipe
     for step in steps(training):
         record.write("step", **_numbers(training, step))
-        if training.finished or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
-            _evaluate(validation, training, record)
-        if training.finished or _save_due(recipe.checkpoint.every, step, training, record):
+        stop = _budget_spent(training, record)
+        if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
+            stop = _target_reached(training, _evaluate(validation, training, record), record) or stop
+        if training.finished or stop or _save_due(recipe.checkpoint.every, step, training, record):
             record.save(training)
-    metrics = _evaluate(test, training, record)
-    if record.writes:
-        save_file(_exported(training), record.folder / "model.safetensors")
-    record.checkpoints.wait()
-    record.write("end", status="FINISHED", reason=None, metrics=metrics)
-    return Outcome("FINISHED", metrics=metrics)
+        if stop:
+            record.write("stop", step=step.step, examples=step.examples, reason=stop)
+            break
+    if not training.is_finite():
+        raise NotFinite("the last update made weights that are not finite; lower optimizer.lr")
 
 
-def _resume(record: Record, group: Group) -> dict[str, Any] | None:
-    """The newest whole checkpoint's state, the same on every worker; None for a run that starts."""
-    newest = group.share(record.checkpoints.newest_whole() if group.rank == 0 else None)
-    return None if newest is None else load(newest)
+def _roll_back(training: Training, error: NotFinite, record: Record) -> None:
+    """Decide to go on from the last checkpoint at a lower rate; raise the error again if that is not to
+    be.
+    """
+    guard = training.recipe.train.guard
+    if guard.policy != "roll_back" or len(training.rate_factors) >= guard.most:
+        raise error
+    state, _ = record.resume()
+    position = state["progress"]["position"] if state else 0
+    record.decide(position, "rate_factor", guard.rate_factor)
+
+
+def _budget_spent(training: Training, record: Record) -> str | None:
+    """Why the run ends here, if a budget is spent. Rank 0's clock decides for all, and the decision is
+    kept.
+    """
+    budget = training.recipe.train.budget
+    if budget.fresh and training.schedule.fresh_served(training.progress.position) >= budget.fresh:
+        return f"{budget.fresh} fresh examples were served"
+    if budget.minutes:
+        is_late = training.group.share(time.time() - record.began_at >= 60 * budget.minutes)
+        if is_late:
+            record.decide(training.progress.position, "stop", f"{budget.minutes:g} minutes")
+            return f"{budget.minutes:g} minutes have passed"
+    return None
+
+
+def _target_reached(training: Training, metrics: dict[str, float], record: Record) -> str | None:
+    """Why the run ends here, if the target metric is reached; the first time is noted exactly."""
+    target = training.recipe.train.target
+    if target is None:
+        return None
+    if target.metric not in metrics:
+        raise Stopped(f"train.target: the task has no metric {target.metric}; it has {', '.join(metrics)}")
+    value = metrics[target.metric]
+    if not target.reached(value):
+        return None
+    progress = training.progress
+    record.write(
+        "target",
+        metric=target.metric,
+        value=value,
+        step=progress.step,
+        examples=progress.examples,
+        fresh=training.schedule.fresh_served(progress.position),
+        seconds=time.time() - record.began_at,
+    )
+    return f"{target.metric} reached {value:.4g}"
 
 
 def _evaluate(evaluation: Evaluation, training: Training, record: Record) -> dict[str, float]:
@@ -193,12 +216,4 @@ def _circumstances(training: Training) -> dict[str, Any]:
         "total_examples": training.plan.total_examples,
         "code_version": version("lockstep-training"),
         "torch": torch.__version__,
-    }
-
-
-def _exported(training: Training) -> dict[str, torch.Tensor]:
-    """The model's tensors, each with storage of its own as safetensors wants it."""
-    return {
-        name: tensor.detach().cpu().clone().contiguous()
-        for name, tensor in training.model.state_dict().items()
     }

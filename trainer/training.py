@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 import optim
 from data_echo import Feed, Preparer, Schedule
-from trainer import execution
+from trainer import execution, weights
 from trainer import plan as planning
 from trainer.batch_norm import BatchNorms
 from trainer.errors import Refusal
@@ -38,6 +39,7 @@ class Progress:
     step: int = 0
     position: int = 0
     examples: int = 0
+    skipped: int = 0  # updates left out because they were not finite
 
 
 @dataclass
@@ -57,11 +59,21 @@ class Training:
     rate: LearningRate
     schedule: Schedule
     progress: Progress
+    rate_factors: list[tuple[int, float]]  # decided by roll-backs: (position that it holds from, factor)
 
     @property
     def finished(self) -> bool:
         """Whether the plan is done."""
         return self.progress.examples >= self.plan.total_examples
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is."""
+        buffers = self.optimizer.flat.parameters  # type: ignore[attr-defined]
+        return all(bool(buffer.isfinite().all()) for buffer in buffers)
+
+    def rate_factor(self) -> float:
+        """What roll-backs so far multiply the learning rate by."""
+        return math.prod(factor for start, factor in self.rate_factors if start <= self.progress.position)
 
     def share(self, micro_batches: int) -> list[int]:
         """The next step's micro-batches that this worker serves."""
@@ -79,7 +91,13 @@ class Training:
 
 
 def build(
-    recipe: Recipe, plan: Plan, task: Task, group: Group, preparer: Preparer, state: State | None = None
+    recipe: Recipe,
+    plan: Plan,
+    task: Task,
+    group: Group,
+    preparer: Preparer,
+    state: State | None = None,
+    rate_factors: Sequence[tuple[int, float]] = (),
 ) -> Training:
     """A worker ready for its first step, or for the one after `state` was saved (by any number of
     workers).
@@ -115,6 +133,7 @@ def build(
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
         schedule=schedule,
         progress=progress,
+        rate_factors=list(rate_factors),
     )
     if state is not None:
         passes.execution = Execution(**state["execution"])
@@ -132,6 +151,8 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
     for name, parameter in model.named_parameters():
         if any(fnmatch(name, pattern) for pattern in recipe.init.freeze):
             parameter.requires_grad_(False)
+    if recipe.init.from_ is not None:
+        weights.put(weights.read(recipe.init.from_, recipe.checkpoint.dir), model, recipe.init.from_)
     if group.size > 1:  # a model may draw its first weights from anywhere
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)

@@ -153,3 +153,127 @@ def test_an_interrupted_run_is_marked_and_goes_on(tmp_path: Path, monkeypatch: p
     uninterrupted.mkdir()
     run_worker(order(uninterrupted, chosen))
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+
+
+class Spoiling(SpineTask):
+    """One example turns the loss into NaN, but only while a file says so: as a passing fault would."""
+
+    def __init__(self, switch: str):
+        super().__init__()
+        self.switch = Path(switch)
+
+    def loss(self, model, batch):
+        total, count = super().loss(model, batch)
+        if model.training and self.switch.exists() and (batch["id"] == 50).any():
+            return total * float("nan"), count
+        return total, count
+
+
+def spoilt(folder: Path, guard: dict[str, Any], **changes: Any) -> RunOrder:
+    (folder / "spoil").touch()
+    make_task = functools.partial(Spoiling, str(folder / "spoil"))
+    chosen = recipe(train={"epochs": 4, "guard": guard}, checkpoint={"every": {"steps": 1}}, **changes)
+    return order(folder, chosen, make_task)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_guard_that_skips_leaves_updates_out_up_to_its_limit(crew: Crew, tmp_path: Path, workers: int):
+    outcome, *_ = crew.run(workers, run_worker, spoilt(tmp_path, {"policy": "skip", "most": 50}))
+    assert outcome.status == "FINISHED"
+    losses = [line["loss"] for line in kinds(tmp_path, "step")]
+    assert np.isnan(losses).any()
+    assert np.isfinite(losses[-1]) or np.isfinite(losses[-2]), "training went on"
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_guard_that_skipped_often_enough_stops(tmp_path: Path):
+    outcome = run_worker(spoilt(tmp_path, {"policy": "skip", "most": 1}))
+    assert outcome.status == "FAILED"
+    assert np.isnan([line["loss"] for line in kinds(tmp_path, "step")]).sum() == 1
+
+
+def test_a_guard_that_rolls_back_lowers_the_rate_from_the_checkpoint_on(tmp_path: Path):
+    outcome = run_worker(spoilt(tmp_path, {"policy": "roll_back", "most": 2, "rate_factor": 0.5}))
+    assert outcome.status == "FAILED", "the fault does not pass"
+    decisions = kinds(tmp_path, "decision")
+    assert [line["value"] for line in decisions] == [0.5, 0.5]
+    (tmp_path / "spoil").unlink()
+    before = len(kinds(tmp_path, "step"))
+    resumed = spoilt(tmp_path, {"policy": "roll_back", "most": 2, "rate_factor": 0.5})
+    (tmp_path / "spoil").unlink()
+    assert run_worker(resumed).status == "FINISHED"
+    first = kinds(tmp_path, "step")[before]
+    untouched = order(tmp_path / "untouched", resumed.recipe)
+    (tmp_path / "untouched").mkdir()
+    run_worker(untouched)
+    rates = {line["step"]: line["learning_rate"] for line in kinds(tmp_path / "untouched", "step")}
+    assert first["learning_rate"] == pytest.approx(0.25 * rates[first["step"]])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_run_ends_at_its_target(crew: Crew, tmp_path: Path, workers: int):
+    chosen = recipe(
+        train={"epochs": 40, "target": {"metric": "loss", "at_most": 1.55}}, eval={"every": {"steps": 2}}
+    )
+    outcome, *_ = crew.run(workers, run_worker, order(tmp_path, chosen))
+    assert outcome.status == "FINISHED"
+    (target,) = kinds(tmp_path, "target")
+    validations = [line for line in kinds(tmp_path, "evaluation") if line["split"] == "validation"]
+    assert [line["metrics"]["loss"] <= 1.55 for line in validations] == [False] * (len(validations) - 1) + [
+        True
+    ]
+    assert target["step"] == validations[-1]["step"] == kinds(tmp_path, "step")[-1]["step"]
+    assert target["examples"] == 80 * target["step"]
+    assert target["fresh"] == kinds(tmp_path, "step")[-1]["fresh"]
+
+
+def test_a_target_that_the_task_does_not_measure_is_refused_with_what_it_does(tmp_path: Path):
+    chosen = recipe(train={"epochs": 1, "target": {"metric": "acuracy", "at_least": 0.9}})
+    outcome = run_worker(order(tmp_path, chosen))
+    assert outcome.status == "FAILED"
+    assert "acuracy; it has accuracy, loss" in str(outcome.reason)
+
+
+@pytest.mark.parametrize(("budget", "what"), [({"fresh": 200}, "200 fresh"), ({"minutes": 1e-6}, "minutes")])
+def test_a_run_ends_when_a_budget_is_spent(crew: Crew, tmp_path: Path, budget: dict[str, float], what: str):
+    chosen = recipe(train={"epochs": 40, "budget": budget})
+    outcomes = crew.run(2, run_worker, order(tmp_path, chosen))
+    assert {outcome.status for outcome in outcomes} == {"FINISHED"}
+    (stop,) = kinds(tmp_path, "stop")
+    assert what in stop["reason"]
+    steps = kinds(tmp_path, "step")
+    assert stop["step"] == steps[-1]["step"] < 100
+    if "fresh" in budget:
+        assert steps[-2]["fresh"] < 200 <= steps[-1]["fresh"]
+
+
+def test_training_starts_from_the_weights_of_another_run(tmp_path: Path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    run_worker(order(tmp_path / "runs" / "first"))
+    trained = load_file(tmp_path / "runs" / "first" / "model.safetensors")
+    starts = ["first", str(tmp_path / "runs/first/model.safetensors"), str(tmp_path / "runs/first")]
+    (step,) = (tmp_path / "runs/first/checkpoints").iterdir()
+    for number, start in enumerate([*starts, str(step)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        frozen = recipe(
+            init={"from": start, "freeze": ["0.*", "1.*"]},
+            checkpoint={"dir": str(tmp_path / "runs")},
+            train={"epochs": 0.3},
+        )
+        assert run_worker(order(folder, frozen)).status == "FINISHED"
+        after = load_file(folder / "model.safetensors")
+        assert torch.equal(after["0.weight"], trained["0.weight"]), "frozen: as it started"
+        assert not torch.equal(after["4.weight"], trained["4.weight"]), "trained"
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path):
+    from safetensors.torch import save_file
+
+    save_file({"0.weight": torch.zeros(3, 3), "extra": torch.zeros(1)}, tmp_path / "w.safetensors")
+    outcome = run_worker(order(tmp_path, recipe(init={"from": str(tmp_path / "w.safetensors")})))
+    assert outcome.status == "FAILED"
+    assert "of another model" in str(outcome.reason)
+    outcome = run_worker(order(tmp_path, recipe(init={"from": "nowhere"}, checkpoint={"dir": str(tmp_path)})))
+    assert "there are no weights there" in str(outcome.reason)

@@ -1,0 +1,99 @@
+"""What rank 0 writes down of a run, in the run's folder: the journal, the checkpoints, the trained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from trainer import journal as journals
+from trainer.checkpoint import Checkpoints, load
+from trainer.group import Group
+from trainer.journal import Journal
+from trainer.recipe import Recipe
+from trainer.training import State, Training
+
+RateFactors = list[tuple[int, float]]
+
+
+class Record:
+    """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0."""
+
+    def __init__(self, folder: Path, recipe: Recipe, group: Group):
+        self.folder, self.group, self.recipe = folder, group, recipe
+        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep)
+        self.journal = Journal(folder) if group.rank == 0 else None
+        self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
+        self.saved_step, self.saved_at = 0, time.monotonic()
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """A line in the journal."""
+        if self.journal is not None:
+            self.journal.write(kind, **fields)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note how long a stage of the start took."""
+        started = time.monotonic()
+        yield
+        self.write("stage", name=name, seconds=time.monotonic() - started)
+
+    def resume(self) -> tuple[State | None, RateFactors]:
+        """The newest whole checkpoint's state (None for a run that starts), and what was decided on the
+        way.
+        """
+        newest, factors = None, []
+        if self.group.rank == 0:
+            self.checkpoints.wait()
+            newest = self.checkpoints.newest_whole()
+            decisions = [line for line in journals.read(self.folder) if line["kind"] == "decision"]
+            factors = [
+                (line["position"], line["value"]) for line in decisions if line["what"] == "rate_factor"
+            ]
+        newest, factors = self.group.share((newest, factors))
+        return (None if newest is None else load(newest)), factors
+
+    def decide(self, position: int, what: str, value: Any) -> None:
+        """Journal a decision that holds from a position of the data on; it is on the disk when this
+        returns.
+        """
+        if self.journal is not None:
+            self.journal.decide(position, what, value)
+
+    def save(self, training: Training) -> None:
+        """A checkpoint of where `training` stands, written beside the loop. Weights that are not finite are
+        not worth keeping: the next step notices them.
+        """
+        progress = training.progress
+        self.saved_at = time.monotonic()
+        if self.journal is None or self.saved_step == progress.step or not training.is_finite():
+            return
+        path = self.checkpoints.save(progress.step, training.state())
+        self.saved_step = progress.step
+        self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
+
+    def export(self, training: Training) -> None:
+        """The trained model as a safetensors file, each tensor with storage of its own as the format wants
+        it.
+        """
+        if self.journal is None:
+            return
+        tensors = training.model.state_dict().items()
+        save_file(
+            {
+                name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                for name, tensor in tensors
+            },
+            self.folder / "model.safetensors",
+        )
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and close the journal."""
+        self.checkpoints.wait()
+        if self.journal is not None:
+            self.journal.close()
