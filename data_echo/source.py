@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,21 @@ class ArraySource:
             raise DataError(f"source: arrays: lengths {lengths}; one length for all, and at least one array")
         self._arrays = dict(arrays)
         self._length = next(iter(lengths.values()))
+
+    @classmethod
+    def from_files(cls, files: str | Path | Mapping[str, str | Path]) -> ArraySource:
+        """Arrays of one .npz file, or of .npy files by name; the latter are mapped into memory, not read.
+
+        Raises:
+            DataError: a file is missing or is none of these.
+        """
+        try:
+            if isinstance(files, str | Path):
+                with np.load(files, allow_pickle=False) as archive:
+                    return cls(dict(archive))
+            return cls({name: np.load(path, mmap_mode="r") for name, path in files.items()})
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"source: {files}: {error}; a .npz file, or names with .npy files") from None
 
     def __len__(self) -> int:
         return self._length

@@ -1,15 +1,30 @@
 """Sources: rows by number, errors that name the file, fingerprints that notice a change."""
 
 import io
+import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from data_echo import ArraySource, DataError, ExampleError, InlinePreparer, Order, ParquetSource, images
+from data_echo import (
+    ArraySource,
+    DataError,
+    ExampleError,
+    ImageFolderSource,
+    InlinePreparer,
+    Order,
+    ParquetSource,
+    TarSource,
+    TextSource,
+    images,
+)
 
 
 def jpeg(seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:
@@ -168,6 +183,95 @@ def test_arrays() -> None:
     assert source.fingerprint() != other.fingerprint()
     with pytest.raises(DataError, match=r"lengths {'x': 3, 'y': 4}"):
         ArraySource({"x": np.zeros(3), "y": np.zeros(4)})
+
+
+def test_arrays_from_files(tmp_path: Path) -> None:
+    x, y = np.arange(12).reshape(4, 3), np.arange(4.0)
+    np.savez(tmp_path / "both.npz", x=x, y=y)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    packed = ArraySource.from_files(tmp_path / "both.npz")
+    mapped = ArraySource.from_files({"x": tmp_path / "x.npy", "y": tmp_path / "y.npy"})
+    assert packed[3]["x"].tolist() == mapped[3]["x"].tolist() == [9, 10, 11]
+    assert packed.fingerprint() == mapped.fingerprint()
+    for wrong in (tmp_path / "none.npz", {"x": tmp_path / "none.npy"}, tmp_path / "x.npy"):
+        with pytest.raises(DataError, match=r"source: .*; a .npz file, or names with .npy files"):
+            ArraySource.from_files(wrong)
+
+
+def test_image_folders(tmp_path: Path) -> None:
+    for name, number in [("dog/b.jpg", 1), ("cat/x/c.JPG", 2), ("cat/a.png", 3), ("cat/notes.txt", 4)]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(number))
+    source = ImageFolderSource(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert [int(source[index]["label"]) for index in range(len(source))] == [0, 0, 1]
+    assert source[2]["image"] == jpeg(1)
+    assert source.origin(2).endswith("dog/b.jpg")
+    before = source.fingerprint()
+    assert before["rows"] == 3
+    (tmp_path / "dog/b.jpg").rename(tmp_path / "dog/d.jpg")
+    assert ImageFolderSource(tmp_path).fingerprint()["hash"] != before["hash"]
+    with pytest.raises(DataError, match="no images in subfolders"):
+        ImageFolderSource(tmp_path / "dog")
+    with pytest.raises(DataError, match="no such folder"):
+        ImageFolderSource(tmp_path / "horse")
+
+
+def write_shard(path: Path, keys: range, mode: str = "w:") -> None:
+    with tarfile.open(path, mode) as tar:
+        for key in keys:
+            for ending, data in (("jpg", jpeg(key)), ("cls", str(key % 10).encode())):
+                member = tarfile.TarInfo(f"pictures/{key:06d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_tar_shards(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", range(5))
+    write_shard(tmp_path / "train-1.tar", range(5, 8))
+    source = TarSource(tmp_path / "train-*.tar")
+    assert len(source) == 8
+    for index in (7, 0, 5):
+        expected = {"__key__": f"pictures/{index:06d}", "jpg": jpeg(index), "cls": str(index).encode()}
+        assert source[index] == expected
+    assert source.origin(6).endswith("train-1.tar:pictures/000006")
+    assert [file["rows"] for file in source.fingerprint()["files"]] == [5, 3]
+    assert TarSource(f"file://{tmp_path}")[6] == source[6]
+    write_shard(tmp_path / "packed.tar", range(3), "w:gz")
+    with pytest.raises(DataError, match=r"shards: .*packed.tar: .*; a whole, uncompressed tar file"):
+        TarSource(tmp_path / "packed.tar")
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    window=st.integers(1, 12),
+    stride=st.one_of(st.none(), st.integers(1, 15)),
+)
+def test_text_windows(sizes: list[int], window: int, stride: int | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [
+            bytes(np.random.default_rng(n).integers(0, 256, size, np.uint8)) for n, size in enumerate(sizes)
+        ]
+        for number, text in enumerate(texts):
+            (Path(folder) / f"{number}.txt").write_bytes(text)
+        step = stride or window
+        expected = [text[n : n + window] for text in texts for n in range(0, len(text) - window + 1, step)]
+        if not expected:
+            with pytest.raises(DataError, match="the longest file has"):
+                TextSource(folder, window, stride)
+            return
+        source = TextSource(folder, window, stride)
+        assert [source[index]["bytes"].tobytes() for index in range(len(source))] == expected
+        file, first = source.origin(len(source) - 1).rsplit(":", 1)
+        assert Path(file).read_bytes()[int(first) : int(first) + window] == expected[-1]
+
+
+def test_real_text(shared_data: Path) -> None:
+    source = TextSource(shared_data / "tinyshakespeare" / "input.txt", 65, 64)
+    assert source[0]["bytes"].tobytes().startswith(b"First Citizen:")
+    assert source[0]["bytes"][64] == source[1]["bytes"][0]
+    assert source.fingerprint()["rows"] == len(source)
 
 
 def test_real_pictures(shared_data: Path) -> None:
