@@ -101,7 +101,7 @@ def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tu
     gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
     share = 1 / sums[1]
     norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).double().sum().sqrt() * share
-    loss_value, norm_value = torch.stack([sums[0] * share, sums[1], norm]).tolist()  # the one synchronisation
+    loss_value, norm_value = torch.stack([sums[0] * share, norm]).tolist()  # the step's one wait for a GPU
     if not math.isfinite(loss_value) and (reason := run.group.first(trouble)) is not None:
         raise Stopped(f"{_where(run)}: {reason}") from trouble
     if run.recipe.train.clip_norm is not None:
@@ -123,8 +123,8 @@ def _skip(run: Training, loss: float, norm: float, count: float) -> None:
         what = "the loss counted no example in the whole batch; task.loss must return a count above 0"
     else:
         what = (
-            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
-            "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
+            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. Look for bad "
+            "values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
         )
     raise NotFinite(f"{_where(run)}: {what}")
 
