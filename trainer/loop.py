@@ -123,8 +123,9 @@ def _skip(run: Training, loss: float, norm: float, count: float) -> None:
         what = "the loss counted no example in the whole batch; task.loss must return a count above 0"
     else:
         what = (
-            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. Look for bad "
-            "values in the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
+            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
+            "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup "
+            "or set train.clip_norm"
         )
     raise NotFinite(f"{_where(run)}: {what}")
 
