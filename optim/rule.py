@@ -120,6 +120,13 @@ class Rule(Flattening):
             self._engine.step(layers, self.reduce)
         return loss
 
+    def settle(self) -> None:
+        """As `Flattening.settle`; an engine works on the buffers that it was made for."""
+        before = self._flat
+        super().settle()
+        if self._flat is not before:
+            self._engine = None
+
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
         if kind == "tensor" or self.shaped:
@@ -169,6 +176,15 @@ class Rule(Flattening):
             else:
                 numbers[name] = value.reshape(()) if isinstance(value, Tensor) else value
         return numbers | self.numbers(SimpleNamespace(**numbers), t)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's form. States are copies of their own: nothing of the buffers they lie in shows or is saved."""
+        packed = super().state_dict()
+        packed["state"] = {
+            number: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            for number, state in packed["state"].items()
+        }
+        return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down."""

@@ -38,7 +38,7 @@ def history(shapes=SHAPES, steps=50, seed=0):
         gradients.append([np.asarray(scale * random.normal(size=shape)) for shape in shapes])
         gradients[-1][0][0, 0] = 0.0
     gradients[min(3, steps - 1)][1][:] = 0.0
-    rates = list(0.01 * (1 + 0.5 * np.sin(np.arange(steps))))
+    rates = [float(rate) for rate in 0.01 * (1 + 0.5 * np.sin(np.arange(steps)))]
     return parameters, gradients, rates
 
 
