@@ -1,6 +1,7 @@
 """A task for pools, in a module of its own so that their processes need not import torch."""
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ EXAMPLES = 300
 
 
 class Task:
-    """Examples carry who prepared them; one of them may be bad."""
+    """Examples carry who prepared them; one of them may be bad, and each may take a while."""
 
-    def __init__(self, bad: int = -1) -> None:
+    def __init__(self, bad: int = -1, pause_s: float = 0.0) -> None:
         self.bad = bad
+        self.pause_s = pause_s
 
     def source(self, split: str) -> ArraySource:
         return ArraySource({"index": np.arange(EXAMPLES)})
@@ -22,6 +24,8 @@ class Task:
     def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
         if example["index"] == self.bad:
             raise ValueError("bad number")
+        if self.pause_s:
+            time.sleep(self.pause_s)
         return {"index": example["index"], "drawn": draw.uniform(3), "process": np.int64(os.getpid())}
 
 

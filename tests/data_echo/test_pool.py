@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -156,6 +157,33 @@ def test_a_feed_serves_the_same_through_kills(cluster: Any) -> None:
         if rng.random() < 0.02:
             _kill(int(batch["process"][0]))
     feed.close()
+
+
+@pytest.mark.slow
+def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
+    from data_echo.pool import Growth, PoolPreparer, start_pool
+
+    make_task = partial(Task, pause_s=0.002)
+    growth = Growth("elastic", 3, make_task, 7, window_s=0.3)
+    actors = start_pool(make_task, 7, 1)
+    preparers = [PoolPreparer(actors, growth), PoolPreparer(actors, growth)]  # of two workers
+    schedule = Schedule(EXAMPLES, 4, 8, 1, 0, 1)
+    feeds = [
+        Feed(schedule, preparer, lanes=range(worker, 4, 2), seed=7, depth=6)
+        for worker, preparer in enumerate(preparers)
+    ]
+    sizes, processes, deadline = [], set(), time.monotonic() + 60
+    for j in range(10**9):
+        if sizes and max(sizes) == 3 and j % 8 == 0:
+            time.sleep(0.3)  # from here on, little is asked for
+        batch, _ = feeds[j % 2].micro_batch(j)
+        assert np.array_equal(batch["index"], schedule.micro_batch(j).index)
+        processes |= set(batch["process"].tolist())
+        sizes.append(preparers[0].processes)
+        if max(sizes) == 3 and sizes[-1] == 1:
+            break
+        assert time.monotonic() < deadline, f"sizes {sorted(set(sizes))}"
+    assert len(processes) == 3  # both workers share the actors that either adds
 
 
 @pytest.mark.slow
