@@ -1,4 +1,4 @@
-"""Every optimizer equals its paper: float64 against independent transcriptions, for 50 steps, in every setting."""
+"""Every optimizer equals its paper: float64 against independent transcriptions, 50 steps, every setting."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,134 @@
+"""The engines agree, hold no more memory than they must, and compile once."""
+
+import numpy as np
+import pytest
+import torch
+
+import optim
+from optim.flat import ROW
+from tests.optim import cases
+
+SHAPES = [(300, 200), (64, 3, 3, 3), (70000,), (64,), (33, 65), ()]
+
+
+def trained(name, engine, flatten, steps=5, **options):
+    start, gradients, rates = cases.history(SHAPES, steps)
+    for step in gradients:
+        step[0][0, 0] = 0.5
+    optimizer = cases.built(name, cases.tensors(start, torch.float32), engine, flatten, **options)
+    return optimizer, cases.train(optimizer, gradients, rates)
+
+
+def agree(name, one, other):
+    for (optimizer_a, a), (optimizer_b, b) in ((one, other),):
+        for p, q in zip(a, b, strict=True):
+            flips = 0.02 if name == "lion" else 0.0  # a sign of nothing may fall either way: 2 lr
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-6 * float(q.abs().max()) + flips)
+            for key, value in optimizer_b.state[q].items():
+                if isinstance(value, torch.Tensor):
+                    mine = optimizer_a.state[p][key]
+                    torch.testing.assert_close(
+                        mine, value, rtol=0, atol=2e-6 * float(value.abs().max()) + 1e-12
+                    )
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize(("name", "options"), cases.settings(cases.OWN))
+def test_blocks_of_rows_agree_with_whole_tensors_in_fp32(name, options, flatten):
+    options = {key: value for key, value in options.items() if key != "lr"}
+    agree(name, trained(name, "rows", flatten, **options), trained(name, "tensor", False, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("name", cases.OWN)
+def test_compiled_tables_agree_and_compile_once(name, flatten):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    agree(name, trained(name, "compiled", flatten, steps=8), trained(name, "tensor", False, steps=8))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    stages = (len(optim.registry.rules()[name].stages) + 1) // 2
+    # Factored rules meet tensors of several ranks and taps; all others compile each stage once for everything.
+    assert 1 <= graphs <= (4 if name in ("adafactor", "sm3") else 1) * stages
+
+
+def test_a_compiled_table_agrees():
+    """The smallest case of the compiled engine, with the rate changing: one stage, one table."""
+    agree("lion", trained("lion", "compiled", True), trained("lion", "tensor", False))
+
+
+def test_without_a_compiler_the_compiled_engine_goes_in_blocks(monkeypatch):
+    monkeypatch.setattr("optim.engine.has_compiler", lambda device: False)
+    compiled, rows = trained("lamb", "compiled", True), trained("lamb", "rows", True)
+    assert all(torch.equal(p, q) for p, q in zip(compiled[1], rows[1], strict=True))
+
+
+def test_where_compiling_fails_tables_go_in_blocks(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("torch.compile", lambda function: fails)
+    optim.compiler.compiled.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no such instruction"):
+            compiled = trained("lamb", "compiled", True)
+    finally:
+        optim.compiler.compiled.cache_clear()
+    agree("lamb", compiled, trained("lamb", "tensor", False))
+
+
+def test_small_models_never_compile(monkeypatch):
+    monkeypatch.setattr("optim.engine.has_compiler", lambda device: pytest.fail("asked for a compiler"))
+    trained("lamb", "auto", True)
+
+
+def state_tensors(optimizer):
+    return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+
+
+def unique_bytes(optimizer):
+    held = state_tensors(optimizer)
+    storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in held}
+    return sum(storages.values())
+
+
+PER_PARAMETER = {"lamb": 8, "adax": 8, "lars": 4, "lion": 4, "novograd": 4, "amos": 0, "funnelled_sgdm": 12}
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("engine", [*cases.ENGINES, pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*PER_PARAMETER, "adafactor", "sm3"])
+def test_states_take_the_memory_that_they_say(name, engine, flatten):
+    shapes = [(512, 512), (512,), (100, 30)]
+    start, gradients, _ = cases.history([(8, 6), *shapes], steps=1)
+    optimizer = cases.built(name, cases.tensors(start[1:], torch.float32), engine, flatten)
+    cases.train(optimizer, [gradients[0][1:]])
+    numbers = sum(int(np.prod(shape)) for shape in shapes)
+    slots = PER_PARAMETER.get(name, 0) // 4
+    exact = optim.state_bytes(name, shapes)
+    assert exact <= PER_PARAMETER.get(name, 0.02) * numbers + 16 * len(shapes) + (4096 if slots == 0 else 0)
+    padding = 4 * ROW * len(shapes) * slots if flatten and engine != "tensor" else 0
+    assert exact <= unique_bytes(optimizer) <= exact + padding
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("engine", cases.ENGINES)
+@pytest.mark.parametrize("name", cases.OWN)
+def test_nothing_is_kept_that_grows(name, engine, flatten):
+    """After the second step every array that the optimizer holds stays the one it was."""
+    start, gradients, rates = cases.history(steps=6)
+    optimizer = cases.built(name, cases.tensors(start, torch.float32), engine, flatten)
+
+    def arrays():
+        layout = optimizer._engine.layout
+        held = [
+            v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)
+        ]
+        held += [x for scratch in layout._scratch.values() for x in scratch.values()]
+        held += [x for buffers in layout._buffers.values() for x in buffers]
+        return sorted(x.data_ptr() for x in held)
+
+    cases.train(optimizer, gradients[:2], rates)
+    after_two = arrays()
+    cases.train(optimizer, gradients[2:], rates)
+    assert arrays() == after_two
