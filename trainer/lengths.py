@@ -60,7 +60,11 @@ class Length(Section):
         return next(unit for unit in self.UNITS if getattr(self, unit) is not None)
 
     def __str__(self) -> str:
-        return f"{getattr(self, self.unit):g} {self.unit}"
+        return (
+            f"{getattr(self, self.unit):g} {self.unit}"
+            if self.share is None
+            else f"{self.share:.3g} of training"
+        )
 
     @model_validator(mode="after")
     def _one_unit(self) -> "Length":

@@ -202,7 +202,8 @@ def _count_examples(recipe: Recipe, task: Task) -> dict[str, int]:
         try:
             examples[split] = len(task.source(split))
         except Exception as error:
-            contradictions.append(_raised(f"source({split!r}) of {recipe.task.use}", error))
+            if cause is None or str(error) != str(cause):  # one cause often takes all splits away
+                contradictions.append(_raised(f"source({split!r}) of {recipe.task.use}", error))
             cause = error
         else:
             if examples[split] == 0:
