@@ -65,14 +65,11 @@ class Plan:
         return busiest_share(batch_size // batch.micro, batch.lanes, self.recipe.run.workers)
 
     def _model_rows(self) -> list[tuple[str, str]]:
-        rule, weights, state = (
-            self.recipe.optimizer.name,
-            _bytes(4 * self.parameters),
-            _bytes(self.state_bytes),
-        )
+        recipe = self.recipe
+        weights, state = _bytes(4 * self.parameters), f"{_bytes(self.state_bytes)} of {recipe.optimizer.name}"
         return [
-            ("run", f"{self.recipe.name}: {self.recipe.task.use}, seed {self.recipe.seed}"),
-            ("model", f"{self.parameters:,} parameters: {weights} of weights, {state} of {rule} state"),
+            ("run", f"{recipe.name}: {recipe.task.use}, seed {recipe.seed}"),
+            ("model", f"{self.parameters:,} parameters: {weights} of weights, {state} state"),
         ]
 
     def _batch_rows(self) -> list[tuple[str, str]]:
@@ -96,11 +93,8 @@ class Plan:
         schedule = self.recipe.schedule
         scale, warmup, cooldown = schedule.scale, schedule.warmup, schedule.cooldown
         base = f"{self.recipe.optimizer.hyper['lr']:g}"
-        rule = (
-            f" = {base} scaled from batch {scale.base_batch} by rule {scale.rule}"
-            if scale.rule != "none"
-            else ""
-        )
+        scaled = f" = {base} scaled from batch {scale.base_batch} by rule {scale.rule}"
+        rule = "" if scale.rule == "none" else scaled
         up = f"{warmup.shape} over {self.warmup_examples:,} examples ({warmup})" if warmup else "none"
         down = f", {cooldown.shape} cool-down over the last {cooldown}" if cooldown else ""
         epochs = self.served_examples / self.examples["train"]
@@ -142,6 +136,7 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
             *_large_batches(recipe, n),
             *_idle_stages(stages, total),
             *_endless_warmup(recipe, rate),
+            *_freeze(recipe, model),
             *_idle_patterns(recipe, model),
         ],
     )
@@ -239,10 +234,8 @@ def _endless_warmup(recipe: Recipe, rate: schedule.LearningRate) -> Iterator[Con
         yield f"schedule.warmup.{warmup.unit}", wrong, "let it end before training does"
 
 
-def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
-    """Patterns of names that match nothing. Freezes the parameters that the recipe freezes."""
-    import optim
-
+def _freeze(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
+    """Freeze what the recipe freezes, and name the patterns that freeze nothing or everything."""
     names = dict(model.named_parameters())
     for pattern in recipe.init.freeze:
         frozen = fnmatch.filter(names, pattern)
@@ -253,12 +246,18 @@ def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
             names[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in names.values()):
         yield "init.freeze", "leaves no parameter to train", "freeze fewer"
+
+
+def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
+    """Patterns of the optimizer's groups that match no parameter."""
+    import optim
+
     for key in ("no_decay", "no_adapt"):
         try:
             optim.group_parameters(model, **{key: getattr(recipe.optimizer, key)})
         except ValueError as error:
             wrong, _, right = str(error).partition("; ")
-            yield f"optimizer.{key}", wrong, right or f"the parameters are {', '.join(names)}"
+            yield f"optimizer.{key}", wrong, right or "give patterns of the model's parameter names"
 
 
 def _model(recipe: Recipe, task: Task) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from data_echo import Draws, Source
 
 SPLITS = ("train", "validation", "test")
+METHODS = ("model", "source", "prepare", "augment", "loss", "metrics")
 PACKAGES = ("cluster", "data_echo", "optim", "trainer")
 
 
@@ -43,30 +44,18 @@ class Task(Protocol):
 
 def load(section: TaskSection) -> Task:
     """The task that a recipe names; RecipeError when it cannot be imported or made."""
-    module_name, _, class_name = section.use.partition(":")
-    module = _import(section.use, module_name)
-    if not hasattr(module, class_name):
-        near = difflib.get_close_matches(class_name, vars(module), n=1)
-        right = f"did you mean {module_name}:{near[0]}?" if near else "name one of the module's classes"
-        raise _wrong("task.use", f"is {section.use}, and {module.__file__} has no {class_name}", right)
-    factory = getattr(module, class_name)
+    factory = _find(section)
     _check_arguments(factory, section)
     try:
         task = factory(**section.with_)
     except Exception as error:
-        wrong = f"{class_name} raised {type(error).__name__}: {error}"
-        raise _wrong("task.with", wrong, "mend its arguments or its code") from error
-    missing = [
-        name
-        for name in ("model", "source", "prepare", "augment", "loss", "metrics")
-        if not hasattr(task, name)
-    ]
+        wrong, _, right = str(error).partition("; ")
+        wrong = f"{section.use} raised {type(error).__name__}: {wrong}"
+        raise _wrong("task.with", wrong, right or "mend its arguments or its code") from error
+    missing = [name for name in METHODS if not hasattr(task, name)]
     if missing:
-        raise _wrong(
-            "task.use",
-            f"{section.use} has no {', '.join(missing)}",
-            "a task has all methods of trainer.task.Task",
-        )
+        right = "a task has all methods of trainer.task.Task"
+        raise _wrong("task.use", f"{section.use} has no {', '.join(missing)}", right)
     return task
 
 
@@ -88,32 +77,35 @@ def refuse_shadows(folder: Path) -> None:
                 )
 
 
-def _import(use: str, module_name: str) -> Any:
-    refuse_shadows(Path.cwd())
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(
-            0, str(Path.cwd())
-        )  # what `python -m` does: the user's module lies in the working folder
+def _find(section: TaskSection) -> Any:
+    """What the section's `use` names, once its module is imported."""
+    module_name, _, class_name = section.use.partition(":")
+    folder = Path.cwd()
+    refuse_shadows(folder)
+    if str(folder) not in sys.path:  # as `python -m` has it: the user's module lies in the working folder
+        sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            wrong = (
-                f"is {use}, and there is no module {error.name} in {Path.cwd()} or among the installed ones"
-            )
+        if f"{module_name}.".startswith(f"{error.name}."):
+            wrong = f"is {section.use}, and there is no module {error.name} in {folder} or installed"
             raise _wrong("task.use", wrong, "run from the folder that holds it, or install it") from error
         raise _wrong("task.use", f"{module_name} needs {error.name}", f"install {error.name}") from error
     except (Exception, SystemExit) as error:
         wrong = f"importing {module_name} raised {type(error).__name__}: {error}"
         raise _wrong("task.use", wrong, "mend the module") from error
+    if not hasattr(module, class_name):
+        near = difflib.get_close_matches(class_name, vars(module), n=1)
+        right = f"did you mean {module_name}:{near[0]}?" if near else "name one of the module's classes"
+        raise _wrong("task.use", f"is {section.use}, and {module.__file__} has no {class_name}", right)
+    return getattr(module, class_name)
 
 
 def _check_arguments(factory: Any, section: TaskSection) -> None:
     """Refuse unknown and missing keyword arguments before the class sees them."""
     if not callable(factory):
-        raise _wrong(
-            "task.use", f"{section.use} is no class", "name a class with the methods of trainer.task.Task"
-        )
+        right = "name a class with the methods of trainer.task.Task"
+        raise _wrong("task.use", f"{section.use} is no class", right)
     parameters = inspect.signature(factory).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
