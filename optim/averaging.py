@@ -9,19 +9,26 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 
 class Average(AveragedModel):
-    """A copy of a model that holds the average of its weights; call `update_parameters(model)` after each step.
+    """A copy of a model that holds the average of its weights; call `update_parameters(model)` after each
+    step.
 
-    `decay` β gives an exponential average, avg = β avg + (1 - β) w; None the arithmetic mean of all updates (SWA,
-    Izmailov et al. 2018, arXiv:1803.05407). The first update copies. Weights in bf16 or fp16 are averaged in fp32: with
-    β = 0.999 a bf16 average would never move. Buffers are the model's; `reestimate_batch_norm` makes them the average's.
+    `decay` β gives an exponential average, avg = β avg + (1 - β) w; None the arithmetic mean of all updates
+    (SWA, Izmailov et al. 2018, arXiv:1803.05407). The first update copies. Weights in bf16 or fp16 are
+    averaged in fp32: with β = 0.999 a bf16 average would never move. With `warmup` β is at most (1 + t) / (10
+    + t) after t updates, so that the first weights are soon forgotten. Buffers are the model's;
+    `reestimate_batch_norm` makes them the average's.
     """
 
-    def __init__(self, model: nn.Module, decay: float | None = None) -> None:
+    def __init__(self, model: nn.Module, decay: float | None = None, warmup: bool = False) -> None:
         if decay is not None and not 0.0 <= decay <= 1.0:
             raise ValueError(f"Invalid decay value: {decay}")
 
         def blend(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Any) -> None:
-            share = 1 / (int(updates) + 1) if decay is None else 1 - decay
+            t = int(updates)
+            if decay is None:
+                share = 1 / (t + 1)
+            else:
+                share = 1 - (min(decay, (1 + t) / (10 + t)) if warmup else decay)
             widened = [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)]
             torch._foreach_lerp_(list(averages), widened, share)
 
@@ -35,9 +42,9 @@ class Average(AveragedModel):
         update_bn(batches, self.module)
 
 
-def ema(model: nn.Module, decay: float = 0.999) -> Average:
+def ema(model: nn.Module, decay: float = 0.999, warmup: bool = False) -> Average:
     """An exponential moving average of a model's weights."""
-    return Average(model, decay)
+    return Average(model, decay, warmup)
 
 
 def swa(model: nn.Module) -> Average:

@@ -109,10 +109,13 @@ class BatchNorms:
 
 
 def _replace_all(model: nn.Module, device: torch.device) -> list[GroupBatchNorm]:
+    """The model's norms, in order; those that were replaced before (in a copy of a model) are taken as they
+    are.
+    """
     replacement: dict[_BatchNorm, GroupBatchNorm] = {}  # a norm that stands in two places stays one norm
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # a child may stand here twice
+        for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm):
                 replacement.setdefault(child, GroupBatchNorm(child, device))
                 setattr(parent, name, replacement[child])
-    return list(replacement.values())
+    return [module for module in model.modules() if isinstance(module, GroupBatchNorm)]

@@ -69,6 +69,8 @@ def steps(run: Training) -> Iterator[Step]:
         progress.step += 1
         progress.position += micro_batches
         progress.examples += batch
+        if run.average is not None:
+            run.average.update(run, batch)
         yield Step(progress.step, progress.examples, batch, loss, rate, norm, watch.seconds())
 
 

@@ -63,6 +63,13 @@ class Passes:
         self.statistics[2:] = self.norms.statistics
         return self.statistics
 
+    def forward(self, model: nn.Module, micro_batch: int) -> None:
+        """A forward pass of another model over one micro-batch, for what it leaves in batch norms."""
+        batch = self.load([micro_batch])
+        torch.manual_seed(_key(self.seed, "forward", micro_batch))
+        with self._autocast():
+            self.task.loss(model, batch)
+
     def read_ahead(self, micro_batches: Sequence[int]) -> None:
         """Load these micro-batches now; `load` gives them out later."""
         for j in micro_batches:

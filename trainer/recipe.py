@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from trainer.errors import Problem
-from trainer.lengths import Count, Interval, Names, Natural, Positive, SavingInterval, Section, refuse
+from trainer.lengths import Count, Interval, Length, Names, Natural, Positive, SavingInterval, Section, refuse
 from trainer.shapes import MultiplyGrowth, RampGrowth, Schedule, StepsGrowth
 
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
@@ -38,8 +38,8 @@ class Init(Section):
         default=None,
         alias="from",
         min_length=1,
-        description="weights to start from: a safetensors file, a checkpoint's folder, or a run (its folder, or "
-        "its name in checkpoint.dir); null: as the task's model makes them",
+        description="weights to start from: a safetensors file, a checkpoint's folder, or a run "
+        "(its folder, or its name in checkpoint.dir); null: as the task's model makes them",
     )
     freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
 
@@ -162,6 +162,24 @@ class Guard(Section):
     )
 
 
+class ExponentialAverage(Section):
+    """An exponential moving average of the weights (EMA), updated every step."""
+
+    kind: Literal["ema"] = Field(description="exponential moving average")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.999, description="what is kept of the average in each step"
+    )
+    warmup: bool = Field(default=True, description="keep at most (1 + t) / (10 + t) after t steps")
+
+
+class StochasticAverage(Section):
+    """The mean of the weights at intervals of the last stretch (SWA)."""
+
+    kind: Literal["swa"] = Field(description="mean of weights along the way")
+    start: Length = Field(default=Length(share=0.75), description="where the last stretch begins")
+    every: Interval = Field(default=Interval(epochs=1), description="how often weights join the mean")
+
+
 class Target(Section):
     """A metric of the validation split that ends the run once it is reached."""
 
@@ -181,7 +199,7 @@ class Target(Section):
 
 
 class Budget(Section):
-    """What ends the run before its length, whichever comes first. The schedules stay stretched over the length."""
+    """What ends the run before its length, whichever comes first. Schedules stay as they are."""
 
     fresh: Count | None = Field(default=None, description="fresh examples taken from the data")
     minutes: Positive | None = Field(default=None, description="minutes of training")
@@ -199,7 +217,9 @@ class Train(Interval):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast in the forward and backward pass"
     )
-    average: None = Field(default=None, description="average of the weights over the run")
+    average: ExponentialAverage | StochasticAverage | None = Field(
+        default=None, discriminator="kind", description="average of the weights, evaluated beside them"
+    )
     target: Target | None = Field(default=None, description="stop when a metric is reached")
     budget: Budget = Field(default=Budget(), description="stop early")
     guard: Guard = Field(default=Guard(), description="losses and gradients that are not finite")
@@ -337,7 +357,7 @@ def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         for inner in get_args(annotation):
             yield from _sections(inner, loc)
         return
-    shape = annotation.model_fields.get("shape")
+    shape = annotation.model_fields.get("shape") or annotation.model_fields.get("kind")
     shapes = get_args(shape.annotation) if shape else ()
     if len(shapes) == 1:  # one section of a union, which pydantic tells apart by its shape
         loc = (*loc, *shapes)

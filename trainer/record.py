@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from trainer import journal as journals
 from trainer.checkpoint import Checkpoints, load
@@ -78,22 +79,23 @@ class Record:
         self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
 
     def export(self, training: Training) -> None:
-        """The trained model as a safetensors file, each tensor with storage of its own as the format wants
-        it.
-        """
+        """The trained model, and its averaged weights beside it, as safetensors files."""
         if self.journal is None:
             return
-        tensors = training.model.state_dict().items()
-        save_file(
-            {
-                name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-                for name, tensor in tensors
-            },
-            self.folder / "model.safetensors",
-        )
+        _export(training.model, self.folder / "model.safetensors")
+        if training.average is not None:
+            _export(training.average.model, self.folder / "average.safetensors")
 
     def close(self) -> None:
         """Wait for the last checkpoint, and close the journal."""
         self.checkpoints.wait()
         if self.journal is not None:
             self.journal.close()
+
+
+def _export(model: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    # The format wants storage of its own for each tensor.
+    save_file(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path
+    )

@@ -90,6 +90,8 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
         except NotFinite as error:
             training.feed.close()
             _roll_back(training, error, record)
+    if training.average is not None:
+        training.average.reestimate_batch_norm(training)
     metrics = _evaluate(test, training, record)
     record.export(training)
     record.checkpoints.wait()
@@ -164,7 +166,11 @@ def _target_reached(training: Training, metrics: dict[str, float], record: Recor
 
 
 def _evaluate(evaluation: Evaluation, training: Training, record: Record) -> dict[str, float]:
+    """The metrics of a split, those of the averaged weights beside them."""
     metrics = evaluation.measure(training.model)
+    if training.average is not None:
+        averaged = evaluation.measure(training.average.model)
+        metrics |= {f"average_{name}": value for name, value in averaged.items()}
     progress = training.progress
     record.write(
         "evaluation", split=evaluation.split, step=progress.step, examples=progress.examples, metrics=metrics

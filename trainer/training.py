@@ -18,6 +18,7 @@ import optim
 from data_echo import Feed, Preparer, Schedule
 from trainer import execution, weights
 from trainer import plan as planning
+from trainer.averaging import RunningAverage
 from trainer.batch_norm import BatchNorms
 from trainer.errors import Refusal
 from trainer.execution import Execution
@@ -60,6 +61,7 @@ class Training:
     schedule: Schedule
     progress: Progress
     rate_factors: list[tuple[int, float]]  # decided by roll-backs: (position that it holds from, factor)
+    average: RunningAverage | None = None
 
     @property
     def finished(self) -> bool:
@@ -87,6 +89,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": _named_state(self.optimizer, self.names),
             "execution": asdict(self.passes.execution),
+            "average": None if self.average is None else self.average.average.state_dict(),
         }
 
 
@@ -135,7 +138,11 @@ def build(
         progress=progress,
         rate_factors=list(rate_factors),
     )
+    if recipe.train.average is not None:
+        training.average = RunningAverage(training)
     if state is not None:
+        if training.average is not None:
+            training.average.average.load_state_dict(state["average"])
         passes.execution = Execution(**state["execution"])
     elif recipe.run.reduction == "fast":
         _choose_execution(training)

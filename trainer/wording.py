@@ -47,16 +47,26 @@ def _in_words(error: ErrorDetails) -> Contradiction:
             return key, "is an unknown key", _home(name, model)
         case "none_required":
             return key, f"is {value}", "null is the only value in this version"
+        case "model_attributes_type":  # of a union of sections
+            return key, f"is {value}", f"give a section, one of {', '.join(_tags(key))}"
         case "union_tag_not_found" | "union_tag_invalid":
-            shapes = [loc[-1] for loc in SECTIONS if ".".join(loc[:-1]) == key]
             wrong = f"is {context['tag']}" if "tag" in context else "is missing"
-            return f"{key}.shape", wrong, nearest(context.get("tag", ""), shapes)
+            return (
+                f"{key}.{context['discriminator'].strip(chr(39))}",
+                wrong,
+                nearest(context.get("tag", ""), _tags(key)),
+            )
         case "string_pattern_mismatch":
             return key, f"is {value}", f"give the {_description(model, name)}"
         case "model_type":
             return key, f"is {value}", f"give keys: {', '.join(_keys(SECTIONS[tuple(key.split('.'))]))}"
     right = error["msg"].replace("Input should be", "it should be").replace("valid tuple", "list")
     return key, f"is {value}", right
+
+
+def _tags(key: str) -> list[str]:
+    """What tells the sections of a union apart, such as the shapes of a decay."""
+    return [loc[-1] for loc in SECTIONS if ".".join(loc[:-1]) == key]
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:

@@ -153,7 +153,8 @@ def test_files_that_cannot_be_read(tmp_path, content):
         ("run.stack=0", "run.stack: is 0; it should be 'auto', or greater than 0"),
         ("run.pool={min: 3, max: 2}", "run.pool.max: is 2, less than min 3; give 3 or more"),
         ("run.parallel=fsdp", "run.parallel: is \"fsdp\"; it should be 'ddp'"),
-        ("train.average=ema", 'train.average: is "ema"; null is the only value in this version'),
+        ("train.average=ema", 'train.average: is "ema"; give a section, one of ema, swa'),
+        ("train.average={kind: em}", "train.average.kind: is em; did you mean ema?"),
         (
             "echo={factor: 2, capacity: 10}",
             "echo.capacity: is 10, too small to shuffle the echoes of 8 lanes of 8",
@@ -188,6 +189,39 @@ def test_files_that_cannot_be_read(tmp_path, content):
 )
 def test_each_mistake_says_what_is_wrong_and_what_would_be_right(override, message):
     assert any(line.startswith("--set: ") and message in line for line in problems(SMALL, override))
+
+
+places = st.sampled_from([".".join(loc) for loc in SECTIONS if loc])
+keys = st.sampled_from(
+    sorted({name for model in SECTIONS.values() for name in model.model_fields} | {"", "x"})
+)
+numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 8, 16, 64, 128, 0.5, 1.5])
+anything = st.recursive(
+    numbers | st.none() | st.booleans() | st.text(max_size=4) | keys,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(changes=st.lists(st.tuples(places, keys, anything), min_size=1, max_size=3))
+def test_whatever_is_written_is_read_or_refused_with_places_and_cures(changes):
+    values = yaml.safe_load(SMALL)
+    for place, key, value in changes:
+        section = values
+        for name in place.split("."):
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[key] = value
+    try:
+        recipe = door.parse(yaml.safe_dump(values), "r.yaml")
+    except RecipeError as error:
+        assert error.problems
+        for line in str(error).splitlines():
+            assert re.fullmatch(r"r\.yaml:\d+: .+; .+", line), line
+    else:
+        assert door.parse(door.dump(recipe)) == recipe
 
 
 def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file():

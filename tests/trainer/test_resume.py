@@ -13,7 +13,7 @@ from tests.trainer.spine import Trace, leg, recipe, trace
 
 EPOCHS = 4
 RECIPES = {
-    "lamb, echo 2": recipe(train={"epochs": EPOCHS}),
+    "lamb, echo 2, averaged": recipe(train={"epochs": EPOCHS, "average": {"kind": "ema", "decay": 0.9}}),
     "lamb, echo 1.5, K=7": recipe(batch={"size": 70}, echo={"factor": 1.5}, train={"epochs": EPOCHS}),
     "adamw, no echo": recipe(
         echo={"factor": 1}, optimizer={"name": "adamw", "lr": 0.01}, train={"epochs": EPOCHS}

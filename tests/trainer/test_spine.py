@@ -20,7 +20,9 @@ CASES = {
     "K=6 L=8 echo 1, momentum": recipe(
         batch={"size": 60}, echo={"factor": 1}, optimizer={"name": "momentum", "lr": 0.1}
     ),
-    "K=6 L=8 clipped": recipe(batch={"size": 60}, train={"clip_norm": 0.5}),
+    "K=6 L=8 clipped, averaged": recipe(
+        batch={"size": 60}, train={"clip_norm": 0.5, "average": {"kind": "ema", "decay": 0.9}}
+    ),
 }
 
 
