@@ -95,6 +95,7 @@ class Arm:
     factor: float
     lanes: int = 8
     whole_batches: bool = False
+    capacity: int = CAPACITY
     controller: Callable[[], FactorController] | None = None
 
 
@@ -146,7 +147,13 @@ class Run:
 def schedule_of(arm: Arm, examples: int, seed: int) -> Schedule:
     """The arm's schedule, with the same capacity for all."""
     return Schedule(
-        examples, arm.lanes, BATCH, Fraction(str(arm.factor)), CAPACITY, seed, whole_batches=arm.whole_batches
+        examples,
+        arm.lanes,
+        BATCH,
+        Fraction(str(arm.factor)),
+        arm.capacity,
+        seed,
+        whole_batches=arm.whole_batches,
     )
 
 
@@ -207,12 +214,15 @@ def median_of(outcomes: list[Outcome]) -> Outcome:
 
 
 def virtual_arms() -> list[Arm]:
-    """Without echo, fixed factors from buffers of 8 lanes and of one, whole batches, and `auto`."""
+    """No echo, `auto`, and fixed factors: 8 lanes or one, whole batches from a full buffer or at once."""
     arms = [Arm("none", 1), Arm("auto", 1, controller=FactorController)]
     for factor in (2, 4):
         arms.append(Arm(f"factor {factor}", factor))
         arms.append(Arm(f"factor {factor}, 1 lane", factor, lanes=1))
         arms.append(Arm(f"factor {factor}, whole batches", factor, whole_batches=True))
+        least = BATCH * (factor - 1)
+        name = f"factor {factor}, whole batches at once"
+        arms.append(Arm(name, factor, lanes=1, whole_batches=True, capacity=least))
     return arms
 
 
@@ -291,11 +301,9 @@ def plot(outcomes: dict[str, Outcome], target: float, path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4))
-    for label, ending in {
-        "examples, 8 lanes": "",
-        "examples, 1 lane": ", 1 lane",
-        "whole batches": ", whole batches",
-    }.items():
+    endings = ("", ", 1 lane", ", whole batches", ", whole batches at once")
+    labels = ("examples, 8 lanes", "examples, 1 lane", "whole batches, shuffled", "whole batches, at once")
+    for label, ending in zip(labels, endings, strict=True):
         fresh = [outcomes["none"].fresh] + [outcomes[f"factor {factor}{ending}"].fresh for factor in (2, 4)]
         axes.plot([1, 2, 4], fresh, marker="o", label=label)
     axes.set(xlabel="echo factor", ylabel="fresh examples", xticks=[1, 2, 4], ylim=(0, None))

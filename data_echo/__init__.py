@@ -21,6 +21,7 @@ _HOMES = {
     "Deal": "deal",
     "MicroBatch": "schedule",
     "Schedule": "schedule",
+    "order_lines": "listing",
     "Order": "preparer",
     "Preparer": "preparer",
     "InlinePreparer": "preparer",

@@ -1,6 +1,8 @@
 """The feed serves exactly what the schedule says, for any workers, position, pool and change of factor."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,3 +218,33 @@ def test_upstream_seconds_are_those_of_the_work() -> None:
 def test_no_depth_is_refused() -> None:
     with pytest.raises(DataError, match="feed: depth: 0 orders under way; at least 1"):
         feed_of(schedule_of(), [0], depth=0)
+
+
+class Heavy:
+    """Examples of 20 kB."""
+
+    def source(self, split: str) -> ArraySource:
+        return ArraySource({"index": np.arange(20_000)})
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        return {"index": example["index"], "payload": np.full(20_000, example["index"] % 256, np.uint8)}
+
+
+@pytest.mark.slow
+def test_memory_stays_flat() -> None:
+    """A run that passes 1.3 GB of examples through a buffer of 20 MB grows by nothing after its start."""
+    schedule = Schedule(20_000, 4, 64, 2, 1024)
+    feed = Feed(schedule, InlinePreparer(Heavy(), 0), lanes=range(4))
+
+    def resident_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    for j in range(500):
+        feed.micro_batch(j)
+    before, received = resident_mb(), feed.counters()["received_bytes"]
+    for j in range(500, 2500):
+        feed.micro_batch(j)
+    assert feed.counters()["received_bytes"] - received > 1.2e9
+    assert resident_mb() - before < 20
+    assert feed.counters()["buffer_bytes"] < 20_008 * (1024 + 4 * (64 + 2 * 256)) * 1.3

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_echo import DataError, MicroBatch, Schedule
+from data_echo import DataError, MicroBatch, Schedule, order_lines
 from data_echo.schedule import LaneReader
 
 FACTORS = st.sampled_from([1, 1.1, 1.25, 1.5, 2, 2.6, 3, 4, Fraction(7, 3)])
@@ -107,8 +107,9 @@ def test_fresh_demand_is_even(schedule: Schedule) -> None:
 
 @given(schedules(examples=st.integers(900, 4000)))
 def test_no_example_twice_in_a_micro_batch(schedule: Schedule) -> None:
-    """Where the dataset is larger than what a lane holds, repeats can always be swapped away."""
+    """Where the data outnumber what the lanes hold, and a period has two micro-batches to swap between."""
     assume(schedule.span() * schedule.lanes < schedule.deal.examples)
+    assume(schedule.factor(0) >= 2 or schedule.span() >= 2 * schedule.micro * np.ceil(schedule.factor(0)))
     for j in range(150):
         index = schedule.micro_batch(j).index.tolist()
         assert len(set(index)) == len(index)
@@ -251,6 +252,21 @@ def test_echoes_are_shuffled() -> None:
 def test_what_cannot_work_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Schedule(**{"examples": 9000, "lanes": 8, "micro": 64, **settings})
+
+
+def test_the_order_can_be_read() -> None:
+    schedule = Schedule(10, 2, 2, 2, 4, 1)
+    lines = list(order_lines(schedule, 8))
+    assert len(lines) == 8
+    for j, line in enumerate(lines):
+        served = schedule.micro_batch(j)
+        head, examples = line.split(": ")
+        assert head == f"{j} lane {j % 2}"
+        for text, passed, index, echo in zip(
+            examples.split(), served.pass_number, served.index, served.echo, strict=True
+        ):
+            assert text == f"{passed}:{index}" + (f"+{echo}" if echo else "")
+    assert list(order_lines(schedule, 3, first=5)) == lines[5:]
 
 
 def test_the_least_capacity_works() -> None:
