@@ -90,7 +90,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
     planes = images.permute(0, 3, 1, 2).to(torch.float32)
-    return planes.mul_(scale[:, None, None]).add_(shift[:, None, None])
+    return torch.addcmul(shift[:, None, None], planes, scale[:, None, None])
 
 
 def mixup(images: Tensor, draw: Draws, alpha: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,7 +59,7 @@ def test_normalise() -> None:
     expected = (images.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
     ours = normalise(images, mean, std)
     assert ours.dtype == torch.float32
-    assert ours.is_contiguous()
+    assert ours.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(ours.permute(0, 2, 3, 1).double(), expected, atol=1e-5)
 
 
