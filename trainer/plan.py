@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import schedule
+from trainer import schedule, weights
 from trainer.errors import RecipeError
 from trainer.recipe import Contradiction, Recipe
 from trainer.schedule import Stages
@@ -130,6 +130,8 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
     rate = schedule.LearningRate(recipe, n, total)
     stages = schedule.Stages(recipe, n, total)
     model = _model(recipe, task)
+    if recipe.init.from_ is not None:
+        weights.find(recipe.init.from_, recipe.checkpoint.dir)
     refuse(
         recipe,
         [

@@ -159,7 +159,7 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
         if any(fnmatch(name, pattern) for pattern in recipe.init.freeze):
             parameter.requires_grad_(False)
     if recipe.init.from_ is not None:
-        weights.put(weights.read(recipe.init.from_, recipe.checkpoint.dir), model, recipe.init.from_)
+        weights.put(weights.find(recipe.init.from_, recipe.checkpoint.dir), model)
     if group.size > 1:  # a model may draw its first weights from anywhere
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
