@@ -108,7 +108,7 @@ def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # its uploads and sockets are no news to the user
+    logging.disable(logging.INFO)  # uploads and sockets are no news to the user
     try:
         yield JobSubmissionClient(url)
     except AuthenticationError as error:
@@ -121,6 +121,8 @@ def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
         ) from error
     except RuntimeError as error:
         raise Stopped(str(error).strip().splitlines()[-1]) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def head_url(address: str) -> str:

@@ -10,6 +10,7 @@ than the one made for it.
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -97,11 +98,9 @@ def _own_cluster(run: Run) -> Iterator[None]:
     token.write_text(secrets.token_hex(32))
     os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     _make_importable(Path.cwd())
+    settings = run.order.recipe.run
     with run.stage("Ray"):
-        import ray
-
-        settings = run.order.recipe.run
-        ray.init(
+        _start(
             address="local",
             num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
             include_dashboard=False,
@@ -110,7 +109,7 @@ def _own_cluster(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        _stop()
         _remove(folder)
 
 
@@ -125,14 +124,27 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _existing_cluster(run: Run, address: str) -> Iterator[None]:
     """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     with run.stage(f"Ray at {address}"):
-        import ray
-
-        ray.init(address=address, runtime_env=None if in_job() else code_for_workers())
+        _start(address=address, runtime_env=None if in_job() else code_for_workers())
     try:
         yield
     finally:
-        ray.shutdown()
+        _stop()
+
+
+def _start(**options: Any) -> None:
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    signal.signal(signal.SIGTERM, handler)  # Ray has put one there that knows nothing of the run
+
+
+def _stop() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 def in_job() -> bool:

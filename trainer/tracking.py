@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -377,6 +378,7 @@ def tracker(folder: Path, keep_trying: Callable[[], bool] = lambda: False) -> Tr
 def main(folder: str, parent: str) -> None:
     """The writer process: as `run`, for as long as its parent lives."""
     os.nice(10)  # training comes first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a whole job still wants its end to be written
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     tracker(Path(folder), lambda: os.getppid() == int(parent)).run()
 

@@ -1,8 +1,10 @@
 """What the processes of this machine are and where they listen, from Linux's /proc."""
 
+import contextlib
 import ipaddress
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,17 @@ def remaining(processes: list[Process], patience_s: float = 20.0) -> list[Proces
             break
         time.sleep(0.1)
     return alive
+
+
+def until(condition: Callable[[], object], patience_s: float) -> None:
+    """Wait until the condition holds; one that is asked too early may fail to find its files."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, f"not within {patience_s} s"
+        time.sleep(0.2)
 
 
 def ports(processes: list[Process]) -> list[Port]:
