@@ -214,14 +214,20 @@ def test_whatever_is_written_is_read_or_refused_with_places_and_cures(changes):
                 section[name] = {}
             section = section[name]
         section[key] = value
-    try:
-        recipe = door.parse(yaml.safe_dump(values), "r.yaml")
-    except RecipeError as error:
-        assert error.problems
-        for line in str(error).splitlines():
-            assert re.fullmatch(r"r\.yaml:\d+: .+; .+", line), line
+    found = read_or_refusal(yaml.safe_dump(values))
+    if isinstance(found, Recipe):
+        assert door.parse(door.dump(found)) == found
     else:
-        assert door.parse(door.dump(recipe)) == recipe
+        lines = str(found).splitlines()
+        assert lines
+        assert [line for line in lines if not re.fullmatch(r"r\.yaml:\d+: .+; .+", line)] == []
+
+
+def read_or_refusal(text: str) -> Recipe | RecipeError:
+    try:
+        return door.parse(text, "r.yaml")
+    except RecipeError as error:
+        return error
 
 
 def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file():
