@@ -10,18 +10,20 @@ from data_echo.preparer import Block
 
 
 class ExampleBuffer:
-    """Rows of storage on a device, each holding one example until it is released.
+    """Rows of storage, each holding one example until it is released.
 
-    On CUDA a block is copied once, through pinned memory and without waiting, however often its examples are
-    served.
+    Beside a CUDA device a block is copied once, however often its examples are served; kept on the host,
+    every copy that is served travels. Either way through pinned memory and without waiting.
 
     Args:
         device: where micro-batches are wanted.
         rows: how many to begin with; more are added when needed.
+        on_host: keep examples in the host's memory, whatever the device.
     """
 
-    def __init__(self, device: torch.device | str, rows: int) -> None:
-        self._device = torch.device(device)
+    def __init__(self, device: torch.device | str, rows: int, on_host: bool = False) -> None:
+        self._wanted = torch.device(device)
+        self._device = torch.device("cpu") if on_host else self._wanted
         self._columns: dict[str, torch.Tensor] = {}
         self._free = np.arange(rows)[::-1].copy()  # a stack; its top is at `_free_rows`
         self._free_rows = rows
@@ -55,11 +57,10 @@ class ExampleBuffer:
         return rows
 
     def gather(self, rows: Ints) -> dict[str, torch.Tensor]:
-        """A copy of some rows of every column, example first, on the device."""
-        where = torch.from_numpy(rows)
-        if self._device.type == "cuda":
-            where = where.pin_memory().to(self._device, non_blocking=True)
-        return {name: column.index_select(0, where) for name, column in self._columns.items()}
+        """A copy of some rows of every column, example first, on the device where they are wanted."""
+        where = _moved(torch.from_numpy(rows), self._device)
+        columns = self._columns.items()
+        return {name: _moved(column.index_select(0, where), self._wanted) for name, column in columns}
 
     def release(self, rows: Ints) -> None:
         """Give rows back."""
@@ -76,7 +77,7 @@ class ExampleBuffer:
         if self._device.type == "cuda":
             staged = torch.empty(array.shape, dtype=column.dtype, pin_memory=True)
             staged.numpy()[...] = array
-            where = torch.from_numpy(rows).pin_memory().to(self._device, non_blocking=True)
+            where = _moved(torch.from_numpy(rows), self._device)
             column.index_copy_(0, where, staged.to(self._device, non_blocking=True))
         else:
             column.numpy()[rows] = array
@@ -89,3 +90,10 @@ class ExampleBuffer:
             larger = torch.empty((self.rows, *column.shape[1:]), dtype=column.dtype, device=self._device)
             larger[:before] = column
             self._columns[name] = larger
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; the host does not wait for the copy."""
+    if tensor.device == device or device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -17,8 +17,9 @@ from data_echo.mixing import Ints
 from data_echo.preparer import Order, Preparer
 from data_echo.schedule import LaneReader, MicroBatch, Schedule
 
-# Small enough to share out and to start soon, large enough that an order's own cost vanishes.
+# Orders are small enough to share out and to start soon, and large enough that their own cost vanishes.
 _ORDER_EXAMPLES = 256
+_ORDER_BYTES = 8 * 2**20
 
 
 class Feed:
@@ -37,6 +38,7 @@ class Feed:
         depth: orders under way at once, at most: the bound on work and memory ahead of need.
         fresh_augment: whether each copy of an example is augmented anew (echo before augmentation) or all
             alike (after it).
+        on_host: keep waiting examples in the host's memory, where the device's is too small for the capacity.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Feed:
         seed: int = 0,
         depth: int = 8,
         fresh_augment: bool = True,
+        on_host: bool = False,
     ) -> None:
         if depth < 1:
             raise DataError(f"feed: depth: {depth} orders under way; at least 1")
@@ -63,7 +66,8 @@ class Feed:
         self._fresh_augment = fresh_augment
         self._reader = LaneReader(schedule, lanes)
         self._lanes = {lane: _Lane(schedule, lane, position, place) for place, lane in enumerate(lanes)}
-        self._buffer = ExampleBuffer(device, len(lanes) * _ORDER_EXAMPLES)
+        self._buffer = ExampleBuffer(device, len(lanes) * _ORDER_EXAMPLES, on_host)
+        self._order_examples = _ORDER_EXAMPLES
         self._under_way = 0
         self._fresh = self._echoed = 0
         self._latest: MicroBatch | None = None
@@ -136,7 +140,7 @@ class Feed:
             self._order(min(self._lanes.values(), key=lambda lane: (lane.ordered, lane.turns_away)))
 
     def _order(self, lane: _Lane) -> None:
-        fresh = lane.next_needed()
+        fresh = lane.next_needed(self._order_examples)
         pass_number, index = self._schedule.deal.dealt(lane.number, fresh)
         lane.waiting.append((self._preparer.order(Order(self._split, pass_number, index)), fresh))
         self._under_way += 1
@@ -150,6 +154,8 @@ class Feed:
         started = time.perf_counter()
         block = self._preparer.collect(ticket)
         self.waited_s += time.perf_counter() - started
+        example_bytes = sum(array.nbytes for array in block.values()) // len(fresh)
+        self._order_examples = min(_ORDER_EXAMPLES, max(1, _ORDER_BYTES // max(1, example_bytes)))
         self._buffer.release(lane.keep(fresh, self._buffer.put(block)))
 
 
@@ -171,9 +177,9 @@ class _Lane:
         sizes = max(1, _ORDER_EXAMPLES // schedule.micro)
         self._order_size = min(_ORDER_EXAMPLES, schedule.micro * (1 + place % sizes))
 
-    def next_needed(self) -> Ints:
-        """Fresh numbers of the next order."""
-        size, self._order_size = self._order_size, _ORDER_EXAMPLES
+    def next_needed(self, most: int) -> Ints:
+        """Fresh numbers of the next order, `most` at most."""
+        size, self._order_size = min(most, self._order_size), _ORDER_EXAMPLES
         self.ordered += size
         first, self._first = self._first[:size], self._first[size:]
         begin, self._following = self._following, self._following + size - len(first)

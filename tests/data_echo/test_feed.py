@@ -38,8 +38,10 @@ class Counting:
         self._inner = InlinePreparer(Numbers(), seed=5)
         self.tally, self.processes = self._inner.tally, 1
         self.under_way = self.most = self.examples = 0
+        self.sizes: list[int] = []
 
     def order(self, order: Order) -> Any:
+        self.sizes.append(len(order.index))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         self.examples += len(order.index)
@@ -143,6 +145,18 @@ def test_orders_ahead_are_bounded(depth: int) -> None:
     assert preparer.examples <= served + (depth + 6 + 1) * 256
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_host", [False, True])
+def test_cuda_serves_the_same(on_host: bool) -> None:
+    schedule = schedule_of(2.6)
+    feed = feed_of(schedule, range(6), device="cuda", on_host=on_host)
+    for j in range(200):
+        batch, draw = feed.micro_batch(j)
+        assert {tensor.device.type for tensor in batch.values()} == {"cuda"}
+        assert draw.uniform().device.type == "cuda"
+        assert np.array_equal(batch["index"].cpu(), schedule.micro_batch(j).index)
+
+
 def test_a_start_in_the_middle_reads_only_what_is_live() -> None:
     """Beside the fresh examples from there on, a buffer's worth."""
     schedule, preparer = Schedule(EXAMPLES, 4, 8, 2, 512, 3), Counting()
@@ -218,6 +232,15 @@ def test_upstream_seconds_are_those_of_the_work() -> None:
 def test_no_depth_is_refused() -> None:
     with pytest.raises(DataError, match="feed: depth: 0 orders under way; at least 1"):
         feed_of(schedule_of(), [0], depth=0)
+
+
+def test_orders_of_heavy_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_echo.feed._ORDER_BYTES", 20 * (8 + 2 * 4 + 1))
+    schedule, preparer = schedule_of(), Counting()
+    feed = Feed(schedule, preparer, lanes=range(6), seed=5, depth=2)
+    for j in range(300):
+        assert_serves(feed, schedule, j)
+    assert set(preparer.sizes[3:]) == {20}
 
 
 class Heavy:
