@@ -108,11 +108,16 @@ class Plan:
     def _data_rows(self) -> list[tuple[str, str]]:
         echo = self.recipe.echo
         passes = self.fresh_examples / self.examples["train"]
-        middle = f"echo × {echo.factor:g} (of {echo.capacity:,} examples)" if echo.factor > 1 else "no echo"
+        factor = f"1 to {echo.cap:g}" if echo.factor == "auto" else f"{echo.factor:g}"
+        middle = f"echo × {factor} (of {echo.capacity:,} examples)" if echo.largest > 1 else "no echo"
+        most = "at most " if echo.factor == "auto" else ""
+        stages = ["pool: source, prepare", middle, "worker: augment, forward, backward"]
+        if echo.at != "before_augment":
+            stages = ["pool: source, prepare", "worker: augment", middle, "forward, backward"]
         return [
             ("data", ", ".join(f"{self.examples[split]:,} {split}" for split in SPLITS)),
-            ("fresh examples", f"{self.fresh_examples:,} ({passes:.4g} passes over the training data)"),
-            ("stages", f"pool: source, prepare → {middle} → worker: augment, forward, backward"),
+            ("fresh examples", f"{most}{self.fresh_examples:,} ({passes:.4g} passes over the training data)"),
+            ("stages", " → ".join(stages)),
         ]
 
 
@@ -164,9 +169,17 @@ def echo_schedule(recipe: Recipe, train_examples: int) -> Any:
     from data_echo import DataError, Schedule
 
     batch, echo = recipe.batch, recipe.echo
-    capacity = echo.capacity or 0
     try:
-        return Schedule(train_examples, batch.lanes, batch.micro, echo.factor, capacity, recipe.seed)
+        return Schedule(
+            train_examples,
+            batch.lanes,
+            batch.micro,
+            1 if echo.factor == "auto" else echo.factor,
+            echo.capacity or 0,
+            recipe.seed,
+            whole_batches=echo.at == "batch",
+            max_age=echo.max_age,
+        )
     except DataError as error:
         wrong, _, right = str(error).partition("; ")
         raise RecipeError([recipe.problem("echo", wrong, right)]) from error

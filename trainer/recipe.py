@@ -138,15 +138,27 @@ class Optimizer(Section):
 class Echo(Section):
     """Serve each prepared example more than once, so that slow preparation does not starve the workers."""
 
-    factor: Annotated[float, Field(ge=1)] = Field(
-        default=1.0, description="times each example is served, 1.5 as an exact mean"
+    factor: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+        default=1.0,
+        description="times each example is served, 1.5 as an exact mean; auto: what measured speeds ask for",
     )
-    at: Literal["before_augment"] = Field(
-        default="before_augment", description="the stage whose results are kept and repeated"
+    cap: Annotated[float, Field(ge=1)] = Field(default=4.0, description="the largest factor that auto takes")
+    at: Literal["before_augment", "after_augment", "batch"] = Field(
+        default="before_augment",
+        description="what is repeated: prepared examples, augmented ones, or whole augmented micro-batches",
     )
     capacity: Natural | None = Field(
         default=None, description="examples kept over all lanes; null: the smallest that shuffles"
     )
+    max_age: Count | None = Field(
+        default=None,
+        description="examples that the run serves between an example's first copy and its last, at most",
+    )
+
+    @property
+    def largest(self) -> float:
+        """The largest factor that the run may have."""
+        return self.cap if self.factor == "auto" else self.factor
 
 
 class Guard(Section):
@@ -326,7 +338,7 @@ class Recipe(Section):
 
 def least_capacity(batch: Batch, echo: Echo) -> int:
     """The examples that the lanes must keep at least, for echoes to be shuffled."""
-    return math.ceil(batch.lanes * batch.micro * (Fraction(str(echo.factor)) - 1))
+    return math.ceil(batch.lanes * batch.micro * (Fraction(str(echo.largest)) - 1))
 
 
 def workers_without_work(batch: Batch, run: Run) -> Iterator[Contradiction]:
@@ -343,7 +355,7 @@ def echoes_without_room(batch: Batch, echo: Echo) -> Iterator[Contradiction]:
     least = least_capacity(batch, echo)
     if echo.capacity is not None and echo.capacity < least:
         wrong = f"is {echo.capacity}, too small to shuffle the echoes of {batch.lanes} lanes of {batch.micro}"
-        yield "echo.capacity", f"{wrong} at factor {echo.factor:g}", f"the smallest that works is {least}"
+        yield "echo.capacity", f"{wrong} at factor {echo.largest:g}", f"the smallest that works is {least}"
 
 
 CONTRADICTIONS: tuple[Callable[..., Iterator[Contradiction]], ...] = (

@@ -14,12 +14,11 @@ from torch import nn
 
 from trainer import journal as journals
 from trainer.checkpoint import Checkpoints, load
+from trainer.decisions import Decisions
 from trainer.group import Group
 from trainer.journal import Journal
 from trainer.recipe import Recipe
 from trainer.training import State, Training
-
-RateFactors = list[tuple[int, float]]
 
 
 class Record:
@@ -44,20 +43,14 @@ class Record:
         yield
         self.write("stage", name=name, seconds=time.monotonic() - started)
 
-    def resume(self) -> tuple[State | None, RateFactors]:
-        """The newest whole checkpoint's state (None for a run that starts), and what was decided on the
-        way.
-        """
-        newest, factors = None, []
+    def resume(self) -> tuple[State | None, Decisions]:
+        """The newest whole checkpoint's state (None for a run that starts), and what was decided so far."""
+        newest, decisions = None, Decisions()
         if self.group.rank == 0:
             self.checkpoints.wait()
-            newest = self.checkpoints.newest_whole()
-            decisions = [line for line in journals.read(self.folder) if line["kind"] == "decision"]
-            factors = [
-                (line["position"], line["value"]) for line in decisions if line["what"] == "rate_factor"
-            ]
-        newest, factors = self.group.share((newest, factors))
-        return (None if newest is None else load(newest)), factors
+            newest, decisions = self.checkpoints.newest_whole(), Decisions.of(journals.read(self.folder))
+        newest, decisions = self.group.share((newest, decisions))
+        return (None if newest is None else load(newest)), decisions
 
     def decide(self, position: int, what: str, value: Any) -> None:
         """Journal a decision that holds from a position of the data on; it is on the disk when this

@@ -13,6 +13,8 @@ import torch
 
 from data_echo import InlinePreparer, Preparer
 from trainer import plan as planning
+from trainer.decisions import RATE_FACTOR, STOP
+from trainer.echoing import AutomaticFactor
 from trainer.errors import Refusal, Stopped
 from trainer.evaluation import Evaluation
 from trainer.group import Group
@@ -80,8 +82,8 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
     )
     while True:
         with record.stage("model and optimizer"):
-            state, rate_factors = record.resume()
-            training = build(recipe, plan, task, group, preparer, state, rate_factors)
+            state, decisions = record.resume()
+            training = build(recipe, plan, task, group, preparer, state, decisions)
         record.write("start", **_circumstances(training))
         record.write("rewind", step=training.progress.step)
         try:
@@ -101,8 +103,12 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
 def _follow(training: Training, validation: Evaluation, record: Record) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe = training.recipe
+    is_automatic = recipe.echo.factor == "auto"
+    echo = AutomaticFactor(recipe.echo.cap, training.decisions.echo_factors) if is_automatic else None
     for step in steps(training):
         record.write("step", **_numbers(training, step))
+        if echo is not None:
+            echo.after(step, training, record)
         stop = _budget_spent(training, record)
         if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
             stop = _target_reached(training, _evaluate(validation, training, record), record) or stop
@@ -120,11 +126,11 @@ def _roll_back(training: Training, error: NotFinite, record: Record) -> None:
     be.
     """
     guard = training.recipe.train.guard
-    if guard.policy != "roll_back" or len(training.rate_factors) >= guard.most:
+    if guard.policy != "roll_back" or len(training.decisions.rate_factors) >= guard.most:
         raise error
     state, _ = record.resume()
     position = state["progress"]["position"] if state else 0
-    record.decide(position, "rate_factor", guard.rate_factor)
+    record.decide(position, RATE_FACTOR, guard.rate_factor)
 
 
 def _budget_spent(training: Training, record: Record) -> str | None:
@@ -137,7 +143,7 @@ def _budget_spent(training: Training, record: Record) -> str | None:
     if budget.minutes:
         is_late = training.group.share(time.time() - record.began_at >= 60 * budget.minutes)
         if is_late:
-            record.decide(training.progress.position, "stop", f"{budget.minutes:g} minutes")
+            record.decide(training.progress.position, STOP, f"{budget.minutes:g} minutes")
             return f"{budget.minutes:g} minutes have passed"
     return None
 

@@ -20,6 +20,7 @@ from trainer import execution, weights
 from trainer import plan as planning
 from trainer.averaging import RunningAverage
 from trainer.batch_norm import BatchNorms
+from trainer.decisions import Decisions
 from trainer.errors import Refusal
 from trainer.execution import Execution
 from trainer.group import Group
@@ -31,6 +32,7 @@ from trainer.schedule import LearningRate
 from trainer.task import Task
 
 State = dict[str, Any]
+NONE_TAKEN = Decisions()
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Training:
     rate: LearningRate
     schedule: Schedule
     progress: Progress
-    rate_factors: list[tuple[int, float]]  # decided by roll-backs: (position that it holds from, factor)
+    decisions: Decisions
     average: RunningAverage | None = None
 
     @property
@@ -75,7 +77,8 @@ class Training:
 
     def rate_factor(self) -> float:
         """What roll-backs so far multiply the learning rate by."""
-        return math.prod(factor for start, factor in self.rate_factors if start <= self.progress.position)
+        taken = self.decisions.rate_factors
+        return math.prod(factor for start, factor in taken if start <= self.progress.position)
 
     def share(self, micro_batches: int) -> list[int]:
         """The next step's micro-batches that this worker serves."""
@@ -100,10 +103,10 @@ def build(
     group: Group,
     preparer: Preparer,
     state: State | None = None,
-    rate_factors: Sequence[tuple[int, float]] = (),
+    decisions: Decisions = NONE_TAKEN,
 ) -> Training:
-    """A worker ready for its first step, or for the one after `state` was saved (by any number of
-    workers).
+    """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
+    `decisions` are those that the run took before.
     """
     progress = Progress(**state["progress"]) if state else Progress()
     model = _model(recipe, task, group)
@@ -115,9 +118,17 @@ def build(
         model.load_state_dict(state["model"])
         _load_named_state(optimizer, names, state["optimizer"])
     schedule = planning.echo_schedule(recipe, plan.examples["train"])
+    for position, factor in decisions.echo_factors:
+        schedule.change(position, factor)
     lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
     feed = Feed(
-        schedule, preparer, lanes=lanes, position=progress.position, device=group.device, seed=recipe.seed
+        schedule,
+        preparer,
+        lanes=lanes,
+        position=progress.position,
+        device=group.device,
+        seed=recipe.seed,
+        fresh_augment=recipe.echo.at == "before_augment",
     )
     passes = Passes(
         task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
@@ -136,7 +147,7 @@ def build(
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
         schedule=schedule,
         progress=progress,
-        rate_factors=list(rate_factors),
+        decisions=decisions,
     )
     if recipe.train.average is not None:
         training.average = RunningAverage(training)

@@ -277,3 +277,55 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
     assert "of another model" in str(outcome.reason)
     outcome = run_worker(order(tmp_path, recipe(init={"from": "nowhere"}, checkpoint={"dir": str(tmp_path)})))
     assert "there are no weights there" in str(outcome.reason)
+
+
+class SlowUpstream(SpineTask):
+    """Preparing takes longer than training on it."""
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        prepared = super().prepare(example, draw)
+        total = 0.0
+        for n in range(20_000):
+            total += n
+        return prepared
+
+
+AUTO = {"factor": "auto", "cap": 3, "capacity": 320}
+
+
+def test_the_automatic_factor_follows_the_speeds_and_a_replay_follows_the_journal(crew: Crew, tmp_path: Path):
+    chosen = recipe(echo=AUTO, train={"epochs": 16}, checkpoint={"every": {"steps": 20}})
+    first = tmp_path / "first"
+    first.mkdir()
+    outcome, *_ = crew.run(1, run_worker, order(first, chosen, SlowUpstream))
+    assert outcome.status == "FINISHED"
+    decisions = [line for line in kinds(first, "decision") if line["what"] == "echo_factor"]
+    assert decisions
+    assert all(1 < line["value"] <= 3 for line in decisions[:1]), "the upstream is slower: it echoes"
+    last = kinds(first, "step")[-1]
+    assert last["fresh"] < 0.8 * last["examples"]
+    # The same journal of decisions on another number of workers, with a task whose speeds ask for no echo at
+    # all.
+    replay = tmp_path / "replay"
+    replay.mkdir()
+    lines = (first / "journal.jsonl").read_text().splitlines(keepends=True)
+    (replay / "journal.jsonl").write_text("".join(line for line in lines if '"decision"' in line))
+    until = max(line["position"] for line in decisions)
+    crew.run(2, run_worker, order(replay, chosen, SpineTask))
+    served = [
+        {
+            line["step"]: (line["fresh"], line["loss"])
+            for line in kinds(folder, "step")
+            if line["step"] * 8 <= until
+        }
+        for folder in (first, replay)
+    ]
+    assert served[0] == served[1]
+
+
+@pytest.mark.parametrize("at", ["after_augment", "batch"])
+def test_what_is_echoed_may_be_augmented_examples_or_whole_micro_batches(tmp_path: Path, at: str):
+    outcome = run_worker(order(tmp_path, recipe(echo={"factor": 2, "capacity": 160, "at": at})))
+    assert outcome.status == "FINISHED"
+    last = kinds(tmp_path, "step")[-1]
+    assert abs(2 * last["fresh"] - last["examples"]) <= 2 * 160

@@ -1,0 +1,49 @@
+"""The automatic echo factor: measured on rank 0, decided in the journal, applied by all workers at one
+position.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_echo.factor import FactorController
+from trainer.decisions import ECHO_FACTOR, Decided
+
+if TYPE_CHECKING:
+    from trainer.loop import Step
+    from trainer.record import Record
+    from trainer.training import Training
+
+MEASURED_STEPS = 8  # between two looks at the speeds: each look is one small message between the workers
+
+
+class AutomaticFactor:
+    """Lets a run's echo factor follow the measured ratio of upstream to downstream time, up to `cap`.
+
+    Nothing new is decided before the last of the decisions that were taken `before`: a replayed run is the
+    run.
+    """
+
+    def __init__(self, cap: float, before: Decided):
+        self.controller = FactorController(cap=cap)
+        self.last_decision = max((position for position, _ in before), default=-1)
+        self.busy_s = 0.0
+        self.served = 0
+
+    def after(self, step: Step, training: Training, record: Record) -> None:
+        """Take a step's times in, and now and then decide."""
+        self.busy_s += sum(step.seconds.values()) - step.seconds.get("wait", 0.0)
+        self.served += step.batch
+        position = training.progress.position
+        if step.step % MEASURED_STEPS or position <= self.last_decision:
+            return
+        factor = training.group.share(self._proposal(training) if training.group.rank == 0 else None)
+        if factor is not None:
+            record.decide(position, ECHO_FACTOR, factor)
+            training.schedule.change(position, factor)
+
+    def _proposal(self, training: Training) -> float | None:
+        upstream_s, downstream_s = training.feed.upstream_s(), self.busy_s / self.served
+        self.busy_s, self.served = 0.0, 0
+        now = float(training.schedule.factor(training.progress.position))
+        return self.controller.propose(upstream_s, downstream_s, now) if upstream_s else None
