@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from trainer.journal import Line, follow
 
@@ -36,10 +37,8 @@ class Screen:
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
         """On a terminal, a spinner with the time so far; it goes away at the first step."""
-        self._waiting = Progress(
-            SpinnerColumn("line"), TextColumn("{task.description} … {task.elapsed:.0f} s"),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
+        text = TextColumn("{task.description} … {task.elapsed:.0f} s", style="dim")
+        self._waiting = _live(self.console, SpinnerColumn(), text)
         self._waiting.add_task(name, total=None)
         self._waiting.start()
         try:
@@ -104,7 +103,7 @@ class Screen:
             case "decision":
                 self._note(f"decided at {line['position']:,}: {line['what']} = {line['value']}")
             case "end" if line["status"] == "FINISHED":
-                self._note("finished")
+                self._note("finished", style="green")
 
     def _show_evaluation(self, line: Line) -> None:
         """Validations may come many times a second: then only some are shown, and the last one."""
@@ -115,14 +114,15 @@ class Screen:
         self._unshown = None
         if is_test or line["time"] - self._evaluation_at >= PLAIN_INTERVAL_S:
             self._evaluation_at = line["time"]
-            self._note(text)
+            self._note(text, style="bold" if is_test else None)
         else:
             self._unshown = text
 
-    def _note(self, text: str, seconds: float | None = None) -> None:
+    def _note(self, text: str, seconds: float | None = None, style: str | None = None) -> None:
         """A line with the time since the command began, and how long what it tells of took."""
         took = "" if seconds is None else f" ({seconds:.1f} s)"
-        self.say(f"{time.monotonic() - self._started_at:6.1f} s  {text}{took}")
+        elapsed = f"{time.monotonic() - self._started_at:6.1f} s  "
+        self.console.print(Text.assemble((elapsed, "dim"), (text, style or ""), (took, "dim")))
 
     def _stop_waiting(self) -> None:
         if self._waiting:
@@ -137,10 +137,8 @@ class _Progress:
         self.console, self.total_examples = console, total_examples
         self.recent: deque[tuple[float, int]] = deque()
         self.printed_at = 0.0
-        self.bar = Progress(
-            BarColumn(None), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"),
-            console=console, expand=True, disable=not console.is_terminal, transient=True,
-        )  # fmt: skip
+        share = TextColumn("{task.percentage:3.0f}%")
+        self.bar = _live(console, BarColumn(None), share, TextColumn("{task.description}"))
         self.task = self.bar.add_task("", total=total_examples)
 
     def show(self, line: Line) -> None:
@@ -179,6 +177,24 @@ class NoScreen(Screen):
 
     def __init__(self) -> None:
         super().__init__(open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the process)
+
+
+def _live(console: Console, *columns: ProgressColumn) -> Progress:
+    """Something that moves on a terminal and goes away; nothing at all where there is no terminal.
+
+    What others print while it moves is moved out of its way only where the console has the standard output:
+    elsewhere it is noise that goes to the log.
+    """
+    has_output = console.file is sys.stdout
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        expand=any(isinstance(column, BarColumn) for column in columns),
+        disable=not console.is_terminal,
+        redirect_stdout=has_output,
+        redirect_stderr=has_output,
+    )
 
 
 def _metrics(metrics: dict[str, float]) -> str:
