@@ -64,11 +64,10 @@ class _Period(NamedTuple):
 
 
 class Schedule:
-    """Order and echo of a whole run; the position is one integer, the micro-batch number j. No data is
-    touched.
+    """Order and echo of a whole run. The position is one integer, the micro-batch number j; no data is read.
 
     Micro-batch j is the next one of lane j mod lanes. Each example is served `factor` times in the mean
-    (exact, within what the buffer holds), and never twice in a micro-batch while that can be avoided.
+    (exact, within what the buffer holds), and never twice in a micro-batch while a period has room for that.
 
     Args:
         examples: N, the dataset's length.
@@ -128,12 +127,15 @@ class Schedule:
         """The echo factor in force at micro-batch j."""
         return self._stretches[self.stretch_of(j // self.lanes)].segment.factor
 
+    def largest_factor(self) -> float:
+        """The factor that the capacity just allows, should it change."""
+        return 1 + self.capacity / (self.lanes * self.micro)
+
     def change(self, position: int, factor: float | Fraction) -> int:
-        """Let another factor rule from the first end of a period at or after micro-batch `position`; returns
-        where that is.
+        """Let another factor rule from the end of the period in which `position` lies; returns where that is.
 
         What is still to be echoed there is forgotten and the buffer fills anew; the deal of fresh examples
-        goes on.
+        goes on. No micro-batch from `position` on may have been served.
         """
         turn, current = -(-position // self.lanes), self._stretches[-1]
         if turn < current.turn:
@@ -155,9 +157,8 @@ class Schedule:
         """The smallest fresh number that a lane may still serve at its micro-batch `turn` or later."""
         period = self._period_of(turn)
         stretch = self._stretches[period.stretch]
-        return (
-            stretch.fresh + max(0, period.number - stretch.segment.taps) * stretch.segment.block * self._unit
-        )
+        oldest = max(0, period.number - stretch.segment.taps)
+        return stretch.fresh + oldest * stretch.segment.block * self._unit
 
     def needs(self, lane: int, turn: int) -> tuple[Ints, int]:
         """What to read so that a lane can serve from its micro-batch `turn` on, starting with nothing.
@@ -176,9 +177,7 @@ class Schedule:
         return np.concatenate([soon, np.setdiff1d(later, soon)]), following
 
     def span(self) -> int:
-        """Fresh numbers between the oldest live one of a lane and the newest that its current period serves,
-        at most.
-        """
+        """Fresh numbers from a lane's oldest live one to the newest of its current period, at most."""
         return max((segment.taps + 1) * segment.block for _, _, segment in self._stretches) * self._unit
 
     def _segment(self, factor: float | Fraction) -> Segment:
@@ -245,23 +244,21 @@ class LaneReader:
     def __init__(self, schedule: Schedule, lanes: Sequence[int]) -> None:
         self._schedule = schedule
         self._lanes = tuple(lanes)
-        self._held: dict[
-            int, tuple[_Period, int, MicroBatch]
-        ] = {}  # lane -> its period, its row of the arrays
+        self._held: dict[int, tuple[_Period, int, MicroBatch]] = {}  # lane: its period, its row of the arrays
 
     def micro_batch(self, j: int) -> MicroBatch:
         """What micro-batch j serves, j mod L among the lanes: arrays [micro]."""
         turn, lane = divmod(j, self._schedule.lanes)
-        held = self._held.get(lane)
-        if (
-            held is None
-            or not held[0].start <= turn < held[0].end
-            or held[0].stretch != self._schedule.stretch_of(turn)
-        ):
+        if not self._holds(turn, lane):
             self._read(turn, lane)
-            held = self._held[lane]
-        period, row, served = held
+        period, row, served = self._held[lane]
         return served.each(lambda array: array[row, turn - period.start])
+
+    def _holds(self, turn: int, lane: int) -> bool:
+        if lane not in self._held:
+            return False
+        period = self._held[lane][0]
+        return period.start <= turn < period.end and period.stretch == self._schedule.stretch_of(turn)
 
     def _read(self, turn: int, lane: int) -> None:
         schedule = self._schedule

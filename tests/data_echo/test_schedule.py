@@ -196,6 +196,21 @@ def test_changed_factors_keep_the_deal(schedule: Schedule, changes: list[tuple[i
         )
 
 
+@given(st.lists(st.tuples(st.integers(1, 90), st.sampled_from([1, 1.5, 2, 3])), min_size=1, max_size=4))
+def test_replayed_decisions_give_the_same_stream(decisions: list[tuple[int, float]]) -> None:
+    """A run that decides as it goes, and one that knows all decisions from its journal."""
+    live, replayed, position, served = Schedule(3000, 3, 8, 1, 96, 2), Schedule(3000, 3, 8, 1, 96, 2), 0, []
+    for wait, factor in decisions:
+        served += [live.micro_batch(j) for j in range(position, position + wait)]
+        position += wait
+        reached = live.change(position, factor)
+        assert replayed.change(position, factor) == reached
+        served += [live.micro_batch(j) for j in range(position, reached)]
+        position = reached
+    for j, micro in enumerate(served):
+        assert_same(micro, replayed.micro_batch(j))
+
+
 def test_changes_are_reached_at_the_end_of_a_period() -> None:
     schedule = Schedule(5000, 4, 8, 1, 128)
     position = schedule.change(17, 2)
@@ -204,6 +219,10 @@ def test_changes_are_reached_at_the_end_of_a_period() -> None:
     assert sum(echoes[position + 100 :]) == pytest.approx(400, abs=16)
     with pytest.raises(DataError, match="is past"):
         schedule.change(0, 1)
+    assert schedule.largest_factor() == 5
+    schedule.change(position, 5)
+    with pytest.raises(DataError, match="capacity: 128"):
+        schedule.change(position + 1000, 5.25)
 
 
 @given(st.sampled_from([2, 1.5, 3]), st.integers(1, 4))
