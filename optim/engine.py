@@ -39,6 +39,7 @@ class Engine:
 
     def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
         """Move all layers once."""
+        layers = self.layout.ordered(layers)
         self.layout.follow(layers)
         h = self.layout.numbers(layers)
         for stage, judge in self._rounds:
@@ -47,6 +48,7 @@ class Engine:
                 if reduce is not None:
                     reduce(sums, "sum")
                 _judge(judge, dict(zip(stage.sums, sums, strict=True)), h, layers)
+        self.layout.release(layers)
 
     def _sweep(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer]) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""

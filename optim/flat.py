@@ -26,18 +26,14 @@ def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     return buffer[start : start + like.numel()].view(like.size())
 
 
-class Flat:
-    """The flat buffers of a list of parameters.
+class Places:
+    """Buffers for a list of parameters and their gradients, and each one's place in them.
 
-    Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a persistent view of
-    `gradients`. Parameters lie in the order given, each beginning at a row; the padding behind each stays zero.
-
-    Raises `ValueError` for parameters that share memory, which no buffer of disjoint places can hold.
+    Parameters lie in the order given, each beginning at a row; the padding behind each is zero.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.held = [p for p in parameters if p.requires_grad]
-        _refuse_overlap(self.held)
+        self.held = list(parameters)
         rows: dict[tuple[torch.dtype, torch.device], int] = {}
         self._places: dict[Tensor, tuple[int, int, int]] = {}
         for p in self.held:
@@ -50,8 +46,7 @@ class Flat:
             return [torch.zeros(n * ROW, dtype=dtype, device=device) for (dtype, device), n in rows.items()]
 
         self.parameters, self.gradients = buffers(), buffers()
-        self._homes = [self._home(p) for p in self.held]
-        self.adopt()
+        self.homes = [self._home(p) for p in self.held]
 
     def place(self, parameter: Tensor) -> tuple[int, int, int]:
         """(number of the buffer, first element, number of elements) of a parameter."""
@@ -61,11 +56,27 @@ class Flat:
         buffer, start, _ = self._places[p]
         return view_like(self.parameters[buffer], start, p), view_like(self.gradients[buffer], start, p)
 
+
+class Flat(Places):
+    """The flat buffers of a list of parameters.
+
+    Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a persistent view
+    of `gradients`.
+
+    Raises `ValueError` for parameters that share memory, which no buffer of disjoint places can hold.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        trained = [p for p in parameters if p.requires_grad]
+        _refuse_overlap(trained)
+        super().__init__(trained)
+        self.adopt()
+
     def fits(self) -> bool:
         """Whether every parameter still has the dtype and device of its buffer."""
         return all(
             p.dtype == w.dtype and p.device == w.device
-            for p, (w, _) in zip(self.held, self._homes, strict=True)
+            for p, (w, _) in zip(self.held, self.homes, strict=True)
         )
 
     def adopt(self) -> None:
@@ -73,7 +84,7 @@ class Flat:
 
         A gradient that is None stays None: its parameter takes no part in the step.
         """
-        for p, (weight, gradient) in zip(self.held, self._homes, strict=True):
+        for p, (weight, gradient) in zip(self.held, self.homes, strict=True):
             if p.data_ptr() != weight.data_ptr() or p.stride() != weight.stride():
                 weight.copy_(p.detach())
                 p.data = weight
@@ -85,7 +96,7 @@ class Flat:
         """Zero the gradient buffers and give every parameter its view of them again."""
         for buffer in self.gradients:
             buffer.zero_()
-        for p, (_, gradient) in zip(self.held, self._homes, strict=True):
+        for p, (_, gradient) in zip(self.held, self.homes, strict=True):
             if p.grad is None or p.grad.data_ptr() != gradient.data_ptr():
                 p.grad = gradient
 

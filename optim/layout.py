@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.flat import Flat, view_like
+from optim.flat import Flat, Places, view_like
 from optim.numbers import LayerNumbers, RowNumbers
-from optim.pieces import Arrays, Cut, Layer, Piece, tables
+from optim.pieces import Arrays, Cut, Layer, Piece, is_small, tables
 from optim.stage import compute_dtype
 
 
@@ -21,31 +21,75 @@ class Layout:
     Args:
         cut: how a layer is cut where there are no flat buffers.
         flat: the buffers of parameters and gradients, beside which states then lie too.
+        gather: whether small layers, where not flat, are copied side by side into one table for the step.
     """
 
-    def __init__(self, cut: Cut, flat: Flat | None) -> None:
+    def __init__(self, cut: Cut, flat: Flat | None, gather: bool = False) -> None:
         self.pieces: list[Piece] = []
         self.tables: list[tuple[list[Piece], RowNumbers]] = []
         self.has_parts = False
         self._cut = cut
         self._flat = flat
+        self._gather = gather and flat is None
+        self._gathered: Places | None = None
         self._scratch: dict[Tensor, Arrays] = {}
         self._buffers: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []
+        self._gradients: list[int] = []
+
+    def ordered(self, layers: Sequence[Layer]) -> Sequence[Layer]:
+        """The layers in the order of the pieces: those that are gathered first."""
+        return sorted(layers, key=lambda layer: not is_small(layer)) if self._gather else layers
 
     def follow(self, layers: Sequence[Layer]) -> None:
-        """Cut anew if anything lies elsewhere than at the last step."""
-        if _fingerprint(layers) == self._seen:
-            return
+        """Take in whatever lies elsewhere than at the last step."""
+        gradients = [layer.gradient.data_ptr() for layer in layers]
+        if _fingerprint(layers) != self._seen:
+            self._arrange(layers)
+            self._seen = _fingerprint(layers)
+        elif gradients != self._gradients and self._flat is None:
+            fresh = self._cut_all(layers)
+            for piece, new in zip(self.pieces[-len(fresh) :], fresh, strict=True):
+                piece.arrays = new.arrays
+        self._gradients = gradients
+        if self._gathered is not None:
+            self._copy(layers, back=False)
+
+    def release(self, layers: Sequence[Layer]) -> None:
+        """After the step: give the gathered layers their new weights."""
+        if self._gathered is not None:
+            self._copy(layers, back=True)
+
+    def _arrange(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
             _settle(layer)
+        self.pieces, self._gathered = [], None
         if self._flat is not None:
             self._fill_buffers(self._flat, layers)
             self.pieces = list(tables(layers, self._flat, self._buffers))
-        else:
-            self.pieces = [piece for n, layer in enumerate(layers) for piece in self._pieces_of(n, layer)]
+        elif self._gather and (small := [layer for layer in layers if is_small(layer)]):
+            self._gathered, self._buffers = Places(layer.parameter for layer in small), {}
+            self._fill_buffers(self._gathered, small)
+            self.pieces = list(tables(small, self._gathered, self._buffers))
+        if self._flat is None:
+            self.pieces += self._cut_all(layers)
         self._index(layers)
-        self._seen = _fingerprint(layers)
+
+    def _cut_all(self, layers: Sequence[Layer]) -> list[Piece]:
+        """The pieces of the layers that lie on their own."""
+        first = 0 if self._gathered is None else len(self._gathered.held)
+        return [piece for n, layer in enumerate(layers[first:], first) for piece in self._pieces_of(n, layer)]
+
+    def _copy(self, layers: Sequence[Layer], back: bool) -> None:
+        assert self._gathered is not None
+        weights, gradients = zip(*self._gathered.homes, strict=True)
+        small = layers[: len(weights)]
+        own = [layer.parameter.detach() for layer in small]
+        if back:
+            torch._foreach_copy_(own, list(weights))
+        else:
+            torch._foreach_copy_(list(weights), own)
+            torch._foreach_copy_(list(gradients), [layer.gradient for layer in small])
 
     def numbers(self, layers: Sequence[Layer]) -> LayerNumbers:
         """The layers' numbers of this step."""
@@ -77,7 +121,7 @@ class Layout:
                 scratch[name] = torch.empty_like(p, dtype=dtype) if alike else p.new_empty(shape, dtype=dtype)
         return scratch
 
-    def _fill_buffers(self, flat: Flat, layers: Sequence[Layer]) -> None:
+    def _fill_buffers(self, flat: Places, layers: Sequence[Layer]) -> None:
         """Move states into buffers beside the flat parameters; what the optimizer holds becomes views of them."""
         self._buffers |= {"p": flat.parameters, "g": flat.gradients}
         for layer in layers:
@@ -142,7 +186,8 @@ def _fingerprint(layers: Sequence[Layer]) -> list[Any]:
         (
             layer.parameter.data_ptr(),
             layer.parameter.dtype,
-            layer.gradient.data_ptr(),
+            layer.gradient.dtype,
+            layer.gradient.stride(),
             layer.cohort.number,
             layer.cohort.options,
             *[value.data_ptr() for value in layer.state.values() if isinstance(value, Tensor)],

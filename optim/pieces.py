@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from optim.flat import ROW, Flat, is_dense, rows_of
+from optim.flat import ROW, Places, is_dense, rows_of
 from optim.stage import is_option
 
 BLOCK_ROWS = 32
@@ -61,6 +61,11 @@ class Layer:
         return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
 
+def is_small(layer: Layer) -> bool:
+    """Whether a layer alone is not worth a call of compiled code."""
+    return layer.parameter.numel() < TABLE_ROWS * ROW
+
+
 @dataclass(slots=True)
 class Piece:
     """Arrays for one call of a stage.
@@ -100,19 +105,19 @@ def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
 
 
 def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
-    """A layer as a table of its full rows and the rest behind them; in blocks where that is too small a table."""
+    """A layer as a table of its full rows and the rest behind them; in blocks where its arrays allow no table."""
     lines = _lines(arrays)
-    rows = 0 if lines is None else lines["p"].numel() // ROW
-    if lines is None or rows < TABLE_ROWS:
+    if lines is None:
         yield from blocks(number, arrays)
         return
+    rows = lines["p"].numel() // ROW
     yield Piece(number, {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}, (rows,))
     if rows * ROW < lines["p"].numel():
         yield Piece(number, {name: x[rows * ROW :] for name, x in lines.items()})
 
 
-def tables(layers: Sequence[Layer], flat: Flat, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
-    """Flat layers as few tables: one for each run of neighbours in a buffer that agree in their options."""
+def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
+    """Layers that lie in buffers as few tables: one for each run of neighbours that agree in their options."""
     at = 0
     for _, run in groupby(_neighbours(layers, flat), key=lambda pair: pair[0]):
         members = [layer for _, layer in run]
@@ -124,7 +129,7 @@ def tables(layers: Sequence[Layer], flat: Flat, buffers: dict[str, list[Tensor]]
         at += len(members)
 
 
-def _neighbours(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[tuple[Any, ...], Layer]]:
+def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[Any, ...], Layer]]:
     """Each layer with what it shares with those that can stand in one table with it."""
     run, expected = 0, 0
     for layer in layers:

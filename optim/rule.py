@@ -129,12 +129,13 @@ class Rule(Flattening):
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
+        compiles = kind == "compiled"
         if kind == "tensor" or self.shaped:
-            layout = Layout(whole_compiled if kind == "compiled" else whole, None)
+            layout = Layout(whole_compiled if compiles else whole, None)
         else:
-            layout = Layout(table_and_tail if kind == "compiled" else blocks, self.flat)
+            layout = Layout(table_and_tail if compiles else blocks, self.flat, gather=compiles)
         rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
-        return Engine(rounds, layout, compile_tables=kind == "compiled")
+        return Engine(rounds, layout, compile_tables=compiles)
 
     def _layers(self) -> list[Layer]:
         """The parameters that have a gradient, with their numbers of this step."""
@@ -181,7 +182,9 @@ class Rule(Flattening):
         """Torch's form. States are copies of their own: nothing of the buffers they lie in shows or is saved."""
         packed = super().state_dict()
         packed["state"] = {
-            number: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            number: {
+                name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()
+            }
             for number, state in packed["state"].items()
         }
         return packed
