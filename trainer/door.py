@@ -111,7 +111,7 @@ class _Draft:
                 values[section] = {}
                 self.places[".".join(sections[:depth])] = (OVERRIDE, None)
             values = values[section]
-        if name in SavingInterval.UNITS:
+        if name in SavingInterval.UNITS and sections[:1] != ["task"]:  # whose arguments are its own
             for unit in SavingInterval.UNITS:
                 values.pop(unit, None)
         self.places = {k: place for k, place in self.places.items() if not k.startswith(f"{key}.")}

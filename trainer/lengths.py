@@ -17,7 +17,6 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
-Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
 
 
 class Section(BaseModel):
@@ -29,7 +28,6 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         validate_default=True,
-        validate_by_name=True,
         serialize_by_alias=True,
         ser_json_inf_nan="constants",
     )

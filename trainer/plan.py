@@ -47,7 +47,7 @@ class Plan:
     @property
     def largest_workers(self) -> int:
         """The most workers that each have something to do in every step."""
-        return min(min(self.recipe.batch.sizes) // self.recipe.batch.micro, self.recipe.batch.lanes)
+        return self.recipe.batch.largest_workers
 
     @property
     def busiest_share(self) -> float:

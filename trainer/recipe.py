@@ -74,6 +74,11 @@ class Batch(Section):
                 return [self.size, *later]
         return [self.size]
 
+    @property
+    def largest_workers(self) -> int:
+        """The most workers that each have whole lanes and, in every step, whole micro-batches."""
+        return min(min(self.sizes) // self.micro, self.lanes)
+
     @model_validator(mode="after")
     def _ramp_rises(self) -> "Batch":
         if isinstance(self.growth, RampGrowth) and self.growth.start >= self.size:
@@ -285,7 +290,7 @@ class Track(Section):
     """Where the run is recorded."""
 
     uri: str | None = Field(
-        default=None, description="MLflow tracking address; null: SQLite in the working folder"
+        default=None, description="MLflow tracking address; null: SQLite in the working folder; none: nowhere"
     )
     experiment: str = Field(default="default", description="MLflow experiment", min_length=1)
 
@@ -343,11 +348,10 @@ def least_capacity(batch: Batch, echo: Echo) -> int:
 
 def workers_without_work(batch: Batch, run: Run) -> Iterator[Contradiction]:
     """A worker owns whole lanes and computes whole micro-batches, in every stage of the batch."""
-    micro_batches = min(batch.sizes) // batch.micro
-    largest = min(micro_batches, batch.lanes)
-    if run.workers > largest:
+    if run.workers > batch.largest_workers:
+        micro_batches = min(batch.sizes) // batch.micro
         wrong = f"is {run.workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
-        yield "run.workers", wrong, f"the largest that works is {largest}"
+        yield "run.workers", wrong, f"the largest that works is {batch.largest_workers}"
 
 
 def echoes_without_room(batch: Batch, echo: Echo) -> Iterator[Contradiction]:

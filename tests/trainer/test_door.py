@@ -276,6 +276,11 @@ def test_overrides_go_through_the_same_door_and_replace_a_length_s_unit():
     assert (recipe.run.workers, recipe.seed) == (2, 7)
 
 
+def test_a_task_s_arguments_are_no_lengths():
+    recipe = parse("task.with.epochs=3", "task.with.steps=4")
+    assert recipe.task.with_ == {"epochs": 3, "steps": 4}
+
+
 @pytest.mark.parametrize(
     ("growth", "sizes"),
     [
