@@ -1,6 +1,8 @@
 """The tasks that ship: their data, their splits, and that their models learn."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -221,3 +223,15 @@ def write_images(path, labels: list[int], side: int = 32) -> None:
     images = [{"bytes": stream.getvalue(), "path": None}] * len(labels)
     kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     parquet.write_table(arrow.table({"img": arrow.array(images, kind), "label": labels}), path)
+
+
+def test_the_pool_prepares_examples_without_torch():
+    modules = ["digits", "cifar10", "shakespeare"]
+    code = f"""
+import sys
+{"; ".join(f"import trainer.tasks.{module}" for module in modules)}
+task = trainer.tasks.digits.Digits()
+task.prepare(task.source("train")[0], None)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,17 +1,22 @@
-"""CIFAR-10 from Parquet files of encoded images, as Hugging Face lays it out."""
+"""CIFAR-10 from Parquet files of encoded images, as Hugging Face lays it out.
+
+torch is imported where it is used, so that the processes of the pool prepare examples without it.
+"""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from data_echo.augment import crop, flip, normalise
 from data_echo.images import decode
 from data_echo.parquet import ParquetSource
-from trainer.tasks import classification
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from data_echo import Draw, Draws, Source
+    from trainer.tasks.classification import Sum
 
 CLASSES = 10
 SIDE = 32  # pixels
@@ -36,20 +41,12 @@ class Cifar10:
         self.path, self.width, self.label_smoothing = path, width, label_smoothing
 
     def model(self) -> nn.Module:
-        """Three convolutions, the resolution halved after two of them, the mean over pixels, logits."""
-        width = self.width
-        return nn.Sequential(
-            *_convolution(3, width),
-            nn.MaxPool2d(2),
-            *_convolution(width, 2 * width),
-            nn.MaxPool2d(2),
-            *_convolution(2 * width, 4 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4 * width, CLASSES),
-        )
+        """Three convolutions with batch norm; takes normalised images."""
+        from trainer.tasks import networks
 
-    def source(self, split: str) -> "Source":
+        return networks.convolutional(self.width, CLASSES)
+
+    def source(self, split: str) -> Source:
         """Encoded images with labels."""
         name = "test" if split == "test" else "train"
         rows = ParquetSource(f"{self.path}/{name}-*.parquet", columns=["img", "label"])
@@ -59,7 +56,7 @@ class Cifar10:
         held_out = numbers % VALIDATION_EVERY == VALIDATION_EVERY - 1
         return Subset(rows, numbers[held_out if split == "validation" else ~held_out])
 
-    def prepare(self, example: dict[str, Any], draw: "Draw") -> dict[str, Any]:
+    def prepare(self, example: dict[str, Any], draw: Draw) -> dict[str, Any]:
         """Decode: {"image": uint8 [32, 32, 3], "label": int64}."""
         image, label = decode(example["img"]), np.int64(example["label"])
         if image.shape != (SIDE, SIDE, 3):
@@ -70,16 +67,22 @@ class Cifar10:
             raise ValueError(f"the label is {label}; labels are 0 to {CLASSES - 1}")
         return {"image": image, "label": label}
 
-    def augment(self, batch: dict[str, Tensor], draw: "Draws") -> dict[str, Tensor]:
+    def augment(self, batch: dict[str, Tensor], draw: Draws) -> dict[str, Tensor]:
         """A random crop out of four pixels of padding, mirrored half of the time."""
+        from data_echo.augment import crop, flip
+
         return batch | {"image": flip(crop(batch["image"], draw, padding=4), draw)}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> classification.Sum:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy, in nats."""
+        from trainer.tasks import classification
+
         return classification.loss(_logits(model, batch), batch["label"], self.label_smoothing)
 
-    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, classification.Sum]:
+    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Sum]:
         """Loss in nats and accuracy."""
+        from trainer.tasks import classification
+
         return classification.metrics(_logits(model, batch), batch["label"])
 
 
@@ -108,9 +111,7 @@ class Subset:
         return self._source.fingerprint()
 
 
-def _convolution(channels: int, filters: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
-
-
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    from data_echo.augment import normalise
+
     return model(normalise(batch["image"], MEAN, STD))

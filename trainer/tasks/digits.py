@@ -1,4 +1,9 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, in 17 shades, bundled with the package."""
+"""scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, in 17 shades, bundled with the package.
+
+torch is imported where it is used, so that the processes of the pool prepare examples without it.
+"""
+
+from __future__ import annotations
 
 import gzip
 import importlib.util
@@ -6,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from data_echo import ArraySource
-from trainer.tasks import classification
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from data_echo import Draw, Draws, Source
+    from trainer.tasks.classification import Sum
 
 HELD_OUT = {"test": slice(0, 250), "validation": slice(250, 500), "train": slice(500, None)}
 SHADES = 16.0
@@ -35,28 +41,34 @@ class Digits:
 
     def model(self) -> nn.Module:
         """64 pixels, one hidden layer of `hidden` ReLU units, 10 logits."""
-        return nn.Sequential(nn.Linear(64, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 10))
+        from trainer.tasks import networks
 
-    def source(self, split: str) -> "Source":
+        return networks.perceptron(64, self.hidden, 10)
+
+    def source(self, split: str) -> Source:
         """Examples {"pixels": uint8 [64], "label": int64}; the splits have the classes in equal parts."""
         pixels, labels = read_digits()
         rows = stratified(labels)[HELD_OUT[split]]
         return ArraySource({"pixels": pixels[rows], "label": labels[rows]})
 
-    def prepare(self, example: dict[str, Any], draw: "Draw") -> dict[str, Any]:
+    def prepare(self, example: dict[str, Any], draw: Draw) -> dict[str, Any]:
         """As it is: the pixels travel as uint8."""
         return example
 
-    def augment(self, batch: dict[str, Tensor], draw: "Draws") -> dict[str, Tensor]:
+    def augment(self, batch: dict[str, Tensor], draw: Draws) -> dict[str, Tensor]:
         """Nothing: so few pixels need no augmentation."""
         return batch
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> classification.Sum:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Sum:
         """Cross-entropy, in nats."""
+        from trainer.tasks import classification
+
         return classification.loss(_logits(model, batch), batch["label"], self.label_smoothing)
 
-    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, classification.Sum]:
+    def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Sum]:
         """Loss in nats and accuracy."""
+        from trainer.tasks import classification
+
         return classification.metrics(_logits(model, batch), batch["label"])
 
 
