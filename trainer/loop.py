@@ -1,6 +1,4 @@
-"""The loop: one step after another, each yielded to whoever iterates, who evaluates, logs, saves and
-stops.
-"""
+"""The loop: one step after another, each yielded to whoever iterates: who evaluates, logs, saves, stops."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ class NotFinite(Stopped):
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did. `examples` and `fresh` count from the start of the run, this step
-    included.
-    """
+    """What one optimizer step did. `examples` counts from the start of the run, this step included."""
 
     step: int
     examples: int
@@ -40,19 +36,23 @@ class Step:
 def steps(run: Training) -> Iterator[Step]:
     """Train from where `run` stands to the end of its plan, one yield per optimizer step.
 
-    Raises Stopped when a loss or a gradient is not finite: on every worker in the same step, before the
-    weights change.
+    Raises:
+        NotFinite: a loss or a gradient is not, and the recipe's guard does not skip it.
+        Stopped: something went wrong on one of the workers.
     """
     progress, plan, micro = run.progress, run.plan, run.recipe.batch.micro
+    watch = Stopwatch(run.group.device)
     while not run.finished:
-        watch = Stopwatch(run.group.device)
+        watch.start()
+        waited_s = run.feed.waited_s
         micro_batches = plan.micro_batches_at(progress.examples)
         batch = micro_batches * micro
         rate = run.rate.rate(progress.examples, batch) * run.rate_factor()
 
         run.optimizer.zero_grad()
         run.reduction.begin()
-        trouble = _accumulate(run, run.share(micro_batches), watch)
+        trouble = _accumulate(run, run.share(micro_batches))
+        watch.lap("compute")
         sums = run.reduction.finish()
         watch.lap("communication")
 
@@ -71,10 +71,11 @@ def steps(run: Training) -> Iterator[Step]:
         progress.examples += batch
         if run.average is not None:
             run.average.update(run, batch)
-        yield Step(progress.step, progress.examples, batch, loss, rate, norm, watch.seconds())
+        seconds = watch.seconds(of_compute={"wait": run.feed.waited_s - waited_s})
+        yield Step(progress.step, progress.examples, batch, loss, rate, norm, seconds)
 
 
-def _accumulate(run: Training, micro_batches: list[int], watch: Stopwatch) -> Exception | None:
+def _accumulate(run: Training, micro_batches: list[int]) -> Exception | None:
     """Add up the gradients of this worker's micro-batches.
 
     What goes wrong here goes wrong on one worker alone, while the others wait for its gradients. So it is
@@ -84,11 +85,9 @@ def _accumulate(run: Training, micro_batches: list[int], watch: Stopwatch) -> Ex
     try:
         for chunk in chunks:
             examples = run.passes.load(chunk)
-            watch.lap("wait")
             if chunk is chunks[-1]:
                 run.reduction.expect_last()
             run.reduction.add(run.passes.backward(chunk, examples))
-            watch.lap("compute")
     except Exception as error:
         run.reduction.add(torch.full_like(run.passes.statistics, torch.nan))
         return error

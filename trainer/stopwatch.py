@@ -8,24 +8,31 @@ import torch
 
 
 class Stopwatch:
-    """Laps of one step, added up by name. On a GPU they are events in its stream, read after the step's own
-    synchronisation.
-    """
+    """Laps of a step, added up by name."""
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
-        self.marks: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
+        self.marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self.marks_before: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """A step begins."""
+        self.marks_before, self.marks = self.marks, [("", self._now())]
 
     def lap(self, name: str) -> None:
         """Everything since the last lap was `name`."""
         self.marks.append((name, self._now()))
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds by name."""
-        total: dict[str, float] = {}
-        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
+    def seconds(self, of_compute: dict[str, float]) -> dict[str, float]:
+        """Seconds by name. Those in `of_compute` were measured elsewhere within the laps called "compute",
+        and are taken out of them. On a GPU they are those of the step before: to read this step's events
+        would be to wait for it.
+        """
+        marks = self.marks_before if self.on_gpu and self.marks_before else self.marks
+        total = {"compute": -sum(of_compute.values()), **of_compute}
+        for (_, before), (name, after) in zip(marks, marks[1:], strict=False):
             total[name] = total.get(name, 0.0) + _between(before, after)
-        return total
+        return {name: max(0.0, value) for name, value in total.items()}
 
     def _now(self) -> float | torch.cuda.Event:
         if not self.on_gpu:

@@ -69,7 +69,7 @@ def test_the_same_bits_after_a_process_was_killed(folder: Path, victim: str):
     command.wait_for("step")
     wait_for_checkpoint(folder / "runs/spine-002/checkpoints")
     family = command.family()
-    name = {"a worker": "RayTrainWorker", "the pool": "data_echo"}[victim]
+    name = {"a worker": "RayTrainWorker", "the pool": "PoolActor"}[victim]
     victims = [process for process in family if name in process.command]
     assert victims, [process.command[:60] for process in family]
     os.kill(victims[0].pid, signal.SIGKILL)
