@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
@@ -30,7 +31,7 @@ class Stopwatch:
         """
         marks = self.marks_before if self.on_gpu and self.marks_before else self.marks
         total = {"compute": -sum(of_compute.values()), **of_compute}
-        for (_, before), (name, after) in zip(marks, marks[1:], strict=False):
+        for (_, before), (name, after) in itertools.pairwise(marks):
             total[name] = total.get(name, 0.0) + _between(before, after)
         return {name: max(0.0, value) for name, value in total.items()}
 
