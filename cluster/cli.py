@@ -131,6 +131,21 @@ def ui(uri: str | None, port: int | None) -> None:
 
 
 @command
+@click.argument("names", nargs=-1, metavar="[RUN]...")
+@click.option("--dir", "directory", default="runs", show_default=True, help="The folder that holds them.")
+@click.option("--prune", is_flag=True, help="Remove the checkpoints of finished runs, all or those named.")
+def runs(names: tuple[str, ...], directory: str, prune: bool) -> None:
+    """List the runs of a folder; compare those that are named."""
+    from cluster import runs
+
+    if prune:
+        lines = runs.prune(directory, names)
+    else:
+        lines = runs.comparison(directory, names) if names else runs.listing(directory)
+    click.echo("\n".join(lines))
+
+
+@command
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 def sync(run: Path) -> None:
     """Bring to MLflow what it has not got of a run's folder."""

@@ -1,0 +1,137 @@
+"""What the runs in a folder are, how some of them differ, and which of their checkpoints can go."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cluster import run_folder
+from trainer import door, journal, tracking
+from trainer.errors import Refusal
+
+UNFINISHED = "running or cut off"
+
+
+@dataclass
+class Summary:
+    """A run, as its journal tells it. Times are Unix seconds."""
+
+    folder: Path
+    began_at: float = 0.0
+    status: str = UNFINISHED
+    step: int = 0
+    examples: int = 0
+    fresh: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # of the test split at its end
+    target: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> "Summary":
+        """Read a run's journal once."""
+        found = cls(folder)
+        for line in journal.read(folder):
+            found.began_at = found.began_at or line["time"]
+            match line["kind"]:
+                case "step":
+                    found.step, found.examples, found.fresh = line["step"], line["examples"], line["fresh"]
+                case "rewind":
+                    found.status, found.metrics = UNFINISHED, {}
+                case "target":
+                    found.target = line
+                case "end":
+                    found.status, found.metrics = line["status"], line["metrics"]
+        return found
+
+    def row(self) -> tuple[str, ...]:
+        """The cells of its line in the list."""
+        began = datetime.fromtimestamp(self.began_at).strftime("%Y-%m-%d %H:%M") if self.began_at else ""
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))
+        return self.folder.name, began, self.status, f"{self.step:,}", f"{self.examples:,}", metrics
+
+
+def listing(directory: str) -> list[str]:
+    """One line per run in `directory`, oldest first."""
+    summaries = sorted(map(Summary.of, _folders(directory)), key=lambda summary: summary.began_at)
+    if not summaries:
+        raise Refusal(f"{directory}: holds no run; give the folder that a recipe's checkpoint.dir names")
+    return _table([("run", "began", "status", "steps", "examples", "test"), *(s.row() for s in summaries)])
+
+
+def comparison(directory: str, names: Sequence[str]) -> list[str]:
+    """The keys in which the recipes of some runs differ, and what came of them."""
+    folders = [_named(directory, name) for name in names]
+    recipes = [_recipe(folder) for folder in folders]
+    keys = sorted({key for recipe in recipes for key in recipe})
+    rows: list[tuple[str, ...]] = [("", *(folder.name for folder in folders))]
+    rows += [
+        (key, *values)
+        for key in keys
+        if len(set(values := [recipe.get(key, "") for recipe in recipes])) > 1 and key != "name"
+    ]
+    summaries = [Summary.of(folder) for folder in folders]
+    rows.append(("status", *(summary.status for summary in summaries)))
+    rows.append(("steps", *(f"{summary.step:,}" for summary in summaries)))
+    rows.append(("examples served", *(f"{summary.examples:,}" for summary in summaries)))
+    rows.append(("fresh examples", *(f"{summary.fresh:,}" for summary in summaries)))
+    if any(summary.target for summary in summaries):
+        rows.append(("to target", *(_to_target(summary) for summary in summaries)))
+    for name in sorted({name for summary in summaries for name in summary.metrics}):
+        rows.append(
+            (f"test {name}", *(f"{s.metrics[name]:.4g}" if name in s.metrics else "" for s in summaries))
+        )
+    return _table(rows)
+
+
+def prune(directory: str, names: Sequence[str]) -> list[str]:
+    """Remove the checkpoints of finished runs (the named ones, or all); their model, recipe and journal
+    stay.
+    """
+    lines = []
+    for folder in [_named(directory, name) for name in names] or _folders(directory):
+        if Summary.of(folder).status != "FINISHED":
+            if names:
+                raise Refusal(f"{folder}: is not finished; its checkpoints are what it would go on from")
+            continue
+        checkpoints = folder / "checkpoints"
+        freed = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+        with run_folder.claimed(folder):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        lines.append(f"{folder.name}: {freed / 1e6:,.1f} MB of checkpoints removed")
+    return lines or ["no finished run has checkpoints"]
+
+
+def _folders(directory: str) -> list[Path]:
+    return sorted(path.parent for path in Path(directory).glob(f"*/{journal.FILE_NAME}"))
+
+
+def _named(directory: str, name: str) -> Path:
+    for folder in (Path(name), Path(directory) / name):
+        if (folder / run_folder.RECIPE).is_file():
+            return folder
+    known = ", ".join(folder.name for folder in _folders(directory)) or "none"
+    raise Refusal(f"{name}: is no run in {directory}; there are {known}")
+
+
+def _recipe(folder: Path) -> dict[str, str]:
+    stored = folder / run_folder.RECIPE
+    return tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
+
+
+def _to_target(summary: Summary) -> str:
+    line = summary.target
+    return (
+        f"{line['step']:,} steps, {line['examples']:,} examples, {line['seconds']:,.0f} s"
+        if line
+        else "not reached"
+    )
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
