@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from data_echo.errors import DataError
 from data_echo.mixing import Ints
 from data_echo.preparer import Block
+
+# torch moves and views these, but cannot gather them; their bytes are kept as signed numbers.
+_KEPT_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 class ExampleBuffer:
@@ -25,6 +29,7 @@ class ExampleBuffer:
         self._wanted = torch.device(device)
         self._device = torch.device("cpu") if on_host else self._wanted
         self._columns: dict[str, torch.Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._free = np.arange(rows)[::-1].copy()  # a stack; its top is at `_free_rows`
         self._free_rows = rows
         self.bytes_received = 0
@@ -59,8 +64,8 @@ class ExampleBuffer:
     def gather(self, rows: Ints) -> dict[str, torch.Tensor]:
         """A copy of some rows of every column, example first, on the device where they are wanted."""
         where = _moved(torch.from_numpy(rows), self._device)
-        columns = self._columns.items()
-        return {name: _moved(column.index_select(0, where), self._wanted) for name, column in columns}
+        picked = {name: column.index_select(0, where) for name, column in self._columns.items()}
+        return {name: _moved(rows, self._wanted).view(self._dtypes[name]) for name, rows in picked.items()}
 
     def release(self, rows: Ints) -> None:
         """Give rows back."""
@@ -69,18 +74,24 @@ class ExampleBuffer:
 
     def _store(self, name: str, rows: Ints, array: np.ndarray) -> None:
         if name not in self._columns:
-            like = torch.from_numpy(np.empty(0, array.dtype))
-            self._columns[name] = torch.empty(
-                (self.rows, *array.shape[1:]), dtype=like.dtype, device=self._device
-            )
+            self._add_column(name, array)
         column = self._columns[name]
         if self._device.type == "cuda":
             staged = torch.empty(array.shape, dtype=column.dtype, pin_memory=True)
-            staged.numpy()[...] = array
+            staged.numpy().view(array.dtype)[...] = array
             where = _moved(torch.from_numpy(rows), self._device)
             column.index_copy_(0, where, staged.to(self._device, non_blocking=True))
         else:
-            column.numpy()[rows] = array
+            column.numpy().view(array.dtype)[rows] = array
+
+    def _add_column(self, name: str, array: np.ndarray) -> None:
+        try:
+            dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        except TypeError:
+            raise DataError(f"prepare: {name}: {array.dtype} is no number; numbers or booleans") from None
+        self._dtypes[name] = dtype
+        shape = (self.rows, *array.shape[1:])
+        self._columns[name] = torch.empty(shape, dtype=_KEPT_AS.get(dtype, dtype), device=self._device)
 
     def _grow(self, more: int) -> None:
         before = self.rows

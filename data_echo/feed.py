@@ -105,8 +105,8 @@ class Feed:
         `fresh` and `echoed` examples served; `held` examples in the buffer, its `buffer_bytes`; `age`: how
         many fresh examples the run has been dealt since those of the latest micro-batch were, in the mean;
         `orders` under way; `received_bytes` from the preparer; `waited_s`, seconds spent waiting for blocks;
-        `processes` that prepare, and `upstream_s`, seconds per fresh example if all of them were always busy;
-        `skipped` bad examples.
+        `prepared` examples came from `processes` that worked `work_s` on them, which makes `upstream_s` per
+        fresh example if all of them were always busy; `skipped` bad examples.
         """
         latest = self._latest
         ages = np.zeros(1) if latest is None else (latest.fresh.max() - latest.fresh) * self._schedule.lanes
@@ -120,6 +120,8 @@ class Feed:
             "received_bytes": self._buffer.bytes_received,
             "waited_s": self.waited_s,
             "processes": self._preparer.processes,
+            "prepared": self._preparer.tally.examples,
+            "work_s": self._preparer.tally.work_s,
             "upstream_s": self.upstream_s(),
             "skipped": len(self._preparer.tally.skipped),
         }
@@ -168,11 +170,11 @@ class _Lane:
         self.waiting: deque[tuple[Any, Ints]] = deque()
         self.ordered = 0
         self._schedule = schedule
-        self._turn = (position + self.turns_away) // schedule.lanes
-        self._stretch = schedule.stretch_of(self._turn)
-        self._floor = schedule.first_live(self._turn)
+        turn = (position + self.turns_away) // schedule.lanes
+        self._stretch = schedule.stretch_of(turn)
+        self._floor = schedule.first_live(turn)
         self._rows = np.full(self._ring_size(), -1)  # fresh number n has its place at n mod size
-        self._first, self._following = schedule.needs(number, self._turn)
+        self._first, self._following = schedule.needs(number, turn)
         # Lanes begin with orders of different lengths, so that later ones are not all due in the same round.
         sizes = max(1, _ORDER_EXAMPLES // schedule.micro)
         self._order_size = min(_ORDER_EXAMPLES, schedule.micro * (1 + place % sizes))

@@ -119,8 +119,6 @@ def _column(array: Any) -> _Column:
     """Quick access to one column of a row group, by row."""
     import pyarrow.types as types
 
-    if array.num_chunks if hasattr(array, "num_chunks") else False:
-        array = array.chunk(0)
     if types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
         array = array.field("bytes")
     if types.is_binary(array.type) and not array.null_count:

@@ -243,6 +243,37 @@ def test_orders_of_heavy_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(preparer.sizes[3:]) == {20}
 
 
+class AnyKind(Numbers):
+    """One column for each dtype that a task may want."""
+
+    dtypes = ("bool", "uint8", "int8", "int16", "uint16", "uint32", "int64", "uint64", "float16", "float64")
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        return {name: np.full((2, 3), example["index"] % 100).astype(name) for name in self.dtypes}
+
+
+def test_any_dtype_is_served() -> None:
+    schedule = schedule_of()
+    feed = Feed(schedule, InlinePreparer(AnyKind(), 5), lanes=range(6))
+    for j in range(60):
+        batch, _ = feed.micro_batch(j)
+        for name, column in batch.items():
+            expected = (schedule.micro_batch(j).index % 100).astype(name)
+            assert column.numpy().dtype == name
+            assert np.array_equal(column.numpy(), np.broadcast_to(expected[:, None, None], (8, 2, 3)))
+
+
+class Wordy(Numbers):
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        return {"text": "word"}
+
+
+def test_text_is_refused() -> None:
+    feed = Feed(schedule_of(), InlinePreparer(Wordy(), 5), lanes=range(6))
+    with pytest.raises(DataError, match="prepare: text: <U4 is no number; numbers or booleans"):
+        feed.micro_batch(0)
+
+
 class Heavy:
     """Examples of 20 kB."""
 
