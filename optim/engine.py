@@ -121,12 +121,11 @@ class _Picker:
                 name: value if is_option(value) else torch.as_tensor(value, dtype=key[1]).to(p.device)
                 for name, value in mentioned.items()
             }
-        own = {name: value.to(key[1]) for name, value in self._own(piece).items()}
-        return self._stage.pick(self._as_tensors[key] | own | piece.fixed)
+        return self._stage.pick(self._as_tensors[key] | self._own(piece) | piece.fixed)
 
     def _own(self, piece: Piece) -> dict[str, Tensor]:
-        device = piece.arrays["p"].device
-        return {name: values[piece.layer].to(device) for name, values in self._found.items()}
+        p = piece.arrays["p"]
+        return {name: v[piece.layer].to(p.device, compute_dtype(p)) for name, v in self._found.items()}
 
 
 def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers, layers: Sequence[Layer]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optim.flat import ROW, Places, is_dense, rows_of
 from optim.stage import is_option
 
-BLOCK_ROWS = 32
+BLOCK_ROWS = 64
 """Rows per block of the engine without a compiler: all temporaries of a rule fit into a core's cache."""
 
 TABLE_ROWS = 16
@@ -94,7 +94,7 @@ def whole_compiled(number: int, arrays: Arrays) -> Iterator[Piece]:
 
 
 def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
-    """A layer in blocks of 32 rows of 1024, where its arrays agree in their order of memory; else whole."""
+    """A layer in blocks of 64 rows of 1024, where its arrays agree in their order of memory; else whole."""
     lines = _lines(arrays)
     size = BLOCK_ROWS * ROW
     if lines is None or lines["p"].numel() <= size:

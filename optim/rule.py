@@ -26,8 +26,8 @@ class Rule(Flattening):
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one;
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
     * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays by
-      name and return a dict: p, states and scratch are written, what the next stage asks for by name is summed over
-      each layer. The second, fourth, … `f(h, p2, …)` take vectors with one float64 number per layer: layer states
+      name and return a dict: p, states and scratch are written; what the next stage asks for by name are pairs of
+      arrays, whose inner product is summed over each layer. The second, fourth, … `f(h, p2, …)` take vectors with one float64 number per layer: layer states
       are written, everything else they return becomes a number `h.…` of the stages that follow.
 
     Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten`

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Values = dict[str, Tensor]
-Function = Callable[..., Values]
+Values = Mapping[str, Tensor | tuple[Tensor, Tensor]]
+Function = Callable[..., Mapping[str, Any]]
+
+
+SHORT = 2**16
+"""Numbers up to which a plain inner product loses no digits that a pairwise sum would keep."""
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -26,8 +30,8 @@ def is_option(value: Any) -> bool:
 class Stage:
     """A function of parameters' numbers, `f(h, p, g, …) -> {name: values}`.
 
-    `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are summed over
-    each layer; all others are written into the arrays of their names. `mentions` are the attributes that its source
+    `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are pairs of
+    arrays, whose inner product is summed over each layer; all others are written into the arrays of their names. `mentions` are the attributes that its source
     reads: the numbers of `h` that it can need.
     """
 
@@ -55,15 +59,25 @@ class Stage:
         inputs = {name: self._read(arrays.get(name)) for name in names}
         if h.maximize and "g" in inputs:
             inputs["g"] = -inputs["g"]  # type: ignore[operator]
-        values = self.function(h, *inputs.values())
+        values: Mapping[str, Any] = self.function(h, *inputs.values())
         for name, value in values.items():
             if name not in self.sums:
                 arrays[name].copy_(value)
-        return [values[name].sum(-1) if by_row else values[name].sum() for name in self.sums]
+        return [_inner(values[name], by_row) for name in self.sums]
 
     @staticmethod
     def _read(array: Tensor | None) -> Tensor | None:
         return None if array is None else array.to(compute_dtype(array))
+
+
+def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:
+    """The inner product, of each row or of everything."""
+    a, b = pair
+    if by_row:
+        return (a * b).sum(-1)
+    if a.numel() > SHORT or torch.compiler.is_compiling():
+        return (a * b).sum()
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 @cache

@@ -14,10 +14,10 @@ def estimate(h: Any, p: Tensor, g: Tensor, r: Tensor | None, c: Tensor | None, v
     g2 = g * g + h.eps1
     if r is None or c is None:
         v = h.beta2 * v + h.gain2 * g2
-        return {"v": v, "p2": p * p}
+        return {"v": v, "p2": (p, p)}
     r = h.beta2 * r + h.gain2 * mean(g2, h.columns)
     c = h.beta2 * c + h.gain2 * mean(g2, h.rows)
-    return {"r": r, "c": c, "a": (r / mean(r, h.rows)).rsqrt(), "b": c.rsqrt(), "p2": p * p}
+    return {"r": r, "c": c, "a": (r / mean(r, h.rows)).rsqrt(), "b": c.rsqrt(), "p2": (p, p)}
 
 
 def scale(h: Any, p2: Tensor) -> Values:
@@ -25,7 +25,8 @@ def scale(h: Any, p2: Tensor) -> Values:
 
 
 def measure(h: Any, g: Tensor, a: Tensor | None, b: Tensor | None, v: Tensor | None) -> Values:
-    return {"u2": normalised(g, a, b, v) ** 2}
+    u = normalised(g, a, b, v)
+    return {"u2": (u, u)}
 
 
 def clip(h: Any, u2: Tensor) -> Values:

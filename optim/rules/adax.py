@@ -11,8 +11,8 @@ from optim.stage import Values
 
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = g + h.coupled * p
-    m = h.beta1 * m + h.gain * g
-    v = h.keep * v + h.take * g * g
+    m = m.lerp(g, h.gain)
+    v = v.lerp(g * g, h.take)
     return {"p": p - h.lr * (m / (v.sqrt() + h.epsilon) + h.decoupled_decay * p), "m": m, "v": v}
 
 
@@ -46,7 +46,6 @@ class AdaX(Rule):
         growth = math.expm1(t * math.log1p(h.beta2))
         return {
             "gain": 1 - h.beta1,
-            "keep": 1 - h.beta2 / growth,
             "take": h.beta2 / growth,
             "epsilon": h.eps / math.sqrt(growth),
             "coupled": 0.0 if h.decoupled else h.weight_decay,

@@ -12,7 +12,7 @@ from optim.stage import Values
 
 def measure(h: Any, p: Tensor, g: Tensor, u: Tensor) -> Values:
     g = g + h.weight_decay * p
-    return {"ug": u * g, "u2": u * u, "g2": g * g}
+    return {"ug": (u, g), "u2": (u, u), "g2": (g, g)}
 
 
 def judge(h: Any, ug: Tensor, u2: Tensor, g2: Tensor, log_s: Tensor) -> Values:
@@ -27,7 +27,7 @@ def move(h: Any, p: Tensor, g: Tensor, log_p: Tensor, m: Tensor, u: Tensor) -> V
     g = g + h.weight_decay * p
     alignment = torch.sign(m * g) if h.normalize_alignment else m * g
     log_p = torch.clamp(log_p + h.gain_rate * alignment, h.least_log_gain, h.most_log_gain)
-    m = h.beta * m + h.gain * g
+    m = m.lerp(g, h.gain)
     u = h.momentum * u + h.lr * torch.exp(log_p) * g
     return {"p": p - h.s * u, "log_p": log_p, "m": m, "u": u}
 

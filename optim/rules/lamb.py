@@ -11,7 +11,7 @@ from optim.stage import Function, Values
 
 
 def survey(h: Any, g: Tensor) -> Values:
-    return {"g2": g * g}
+    return {"g2": (g, g)}
 
 
 def clip(h: Any, g2: Tensor) -> Values:
@@ -21,9 +21,9 @@ def clip(h: Any, g2: Tensor) -> Values:
 def measure(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = g * h.shrink
     m = h.beta1 * m + h.gain1 * g
-    v = h.beta2 * v + h.gain2 * g * g
+    v = v.lerp(g * g, h.gain2)
     u = (m / h.debias1) / ((v / h.debias2).sqrt() + h.eps) + h.inside * p
-    return {"m": m, "v": v, "u": u, "p2": p * p, "u2": u * u}
+    return {"m": m, "v": v, "u": u, "p2": (p, p), "u2": (u, u)}
 
 
 def judge(h: Any, p2: Tensor, u2: Tensor) -> Values:

@@ -9,10 +9,10 @@ from optim.stage import Values
 
 
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
-    c = h.beta1 * m + h.gain1 * g
+    c = m.lerp(g, h.gain1)
     return {
         "p": p - h.lr * (c.sign() + h.weight_decay * p),
-        "m": h.beta2 * m + h.gain2 * g,
+        "m": m.lerp(g, h.gain2),
     }
 
 

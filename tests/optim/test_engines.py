@@ -27,6 +27,9 @@ def agree(name, one, other):
             for key, value in optimizer_b.state[q].items():
                 if isinstance(value, torch.Tensor):
                     mine = optimizer_a.state[p][key]
+                    if key == "log_s":  # an inner product of unrelated vectors, whose terms cancel
+                        torch.testing.assert_close(mine, value, rtol=1e-3, atol=1e-6)
+                        continue
                     torch.testing.assert_close(
                         mine, value, rtol=0, atol=2e-6 * float(value.abs().max()) + 1e-12
                     )
