@@ -1,5 +1,6 @@
 """The driver of a run: from the recipe's file to its end, whatever trains in between."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -125,6 +126,7 @@ def sync(folder: Path) -> str:
     if not (folder / run_folder.RECIPE).is_file():
         raise Refusal(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
     folder = folder.absolute()
+    logging.disable(logging.INFO)  # the making of a database is no news to the user
     with run_folder.claimed(folder):
         try:
             tracking.tracker(folder).sync()

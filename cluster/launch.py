@@ -188,15 +188,23 @@ def _in_background(work: Callable[[], None]) -> None:
 def _train(run: Run, began_at: float, is_ours: bool) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    from data_echo.pool import start_pool
+    from data_echo.pool import Growth, start_pool
 
-    recipe = run.order.recipe
-    actors = start_pool(run.order.make_task, recipe.seed, recipe.run.pool.min)
+    recipe, make_task = run.order.recipe, run.order.make_task
+    pool, skip_bad = recipe.run.pool, recipe.task.skip_bad > 0
+    actors = start_pool(make_task, recipe.seed, pool.min, skip_bad=skip_bad)
+    growth = Growth(f"pool of {run.folder.name}", pool.max, make_task, recipe.seed, skip_bad)
     storage = run.folder / ".ray"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = _trainer_class()(
         work,
-        train_loop_config={"order": run.order, "actors": actors, "began_at": began_at, "is_ours": is_ours},
+        train_loop_config={
+            "order": run.order,
+            "actors": actors,
+            "growth": growth if pool.max > pool.min else None,
+            "began_at": began_at,
+            "is_ours": is_ours,
+        },
         scaling_config=ScalingConfig(num_workers=recipe.run.workers, resources_per_worker=_resources(recipe)),
         run_config=RunConfig(
             name=run.folder.name,
@@ -268,7 +276,7 @@ def work(config: dict[str, Any]) -> None:
         journal = Journal(folder)
         journal.write("stage", name=f"{size} workers", seconds=time.time() - config["began_at"])
         journal.close()
-    run_worker(config["order"], PoolPreparer(config["actors"]))
+    run_worker(config["order"], PoolPreparer(config["actors"], config["growth"]))
 
 
 def _meeting_point(folder: Path, is_ours: bool) -> str:

@@ -140,20 +140,16 @@ def entry(lines: Iterable[Line], state: State) -> Entry:
 
 
 def _step_metrics(line: Line) -> dict[str, Any]:
-    seconds = ("wait_s", "compute_s", "communication_s", "optimizer_s", "step_s")
+    """A step's metrics; MLflow makes a section of all that has the same prefix, and sorts the sections."""
     named = {
-        f"train/{name}": line[name] for name in ("loss", "learning_rate", "gradient_norm", "batch", "step")
+        name: line[name] for name in ("loss", "learning_rate", "gradient_norm", "batch", "step", "passes")
     }
-    named |= {
-        "examples/served": line["examples"],
-        "examples/fresh": line["fresh"],
-        "examples/passes": line["passes"],
-    }
-    named |= {f"time/{name}": line[name] for name in seconds}
-    named |= {f"echo/{name}": value for name, value in line.get("echo", {}).items()}
+    named |= {"served_examples": line["examples"], "fresh_examples": line["fresh"]}
     if line["step_s"]:
-        named["time/examples_per_s"] = line["batch"] / line["step_s"]
-    return named
+        named["examples_per_s"] = line["batch"] / line["step_s"]
+    named |= {f"time/{name}": value for name, value in line.items() if name.endswith("_s")}
+    named |= {f"echo/{name}": value for name, value in line.get("echo", {}).items()}
+    return {f"train/{name}": value for name, value in named.items()}
 
 
 def _points(line: Line, named: dict[str, Any]) -> Iterator[tuple[str, float, int, int]]:

@@ -64,9 +64,9 @@ def test_steps_become_metrics_over_served_examples():
         name: (value, ms, at) for name, value, ms, at in tracking.entry([line], tracking.State("")).metrics
     }
     assert points["train/loss"] == (1 / 3, 1700000000500, 1536)
-    assert points["time/examples_per_s"] == (512.0, 1700000000500, 1536)
-    assert points["echo/age"] == (3.0, 1700000000500, 1536)
-    assert {"examples/fresh", "train/gradient_norm", "time/communication_s"} <= points.keys()
+    assert points["train/examples_per_s"] == (512.0, 1700000000500, 1536)
+    assert points["train/echo/age"] == (3.0, 1700000000500, 1536)
+    assert {"train/fresh_examples", "train/gradient_norm", "train/time/communication_s"} <= points.keys()
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
