@@ -149,7 +149,9 @@ def how_to_look(folder: Path) -> str:
     if state.uri.startswith("http"):
         address = f"{state.uri}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
         return f"MLflow: {folder.name} is at {address}"
-    return f"MLflow: {folder.name} is run {state.run_id} in {state.uri}; open it with `lockstep ui`"
+    place = state.uri.removeprefix("sqlite:///")
+    where = near(Path(place)) if place != state.uri else state.uri
+    return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui`"
 
 
 def order(recipe: Recipe, folder: Path) -> "RunOrder":
