@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from data_echo import DataError
 from trainer.errors import Refusal, Stopped
 
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ class Group:
         dist.broadcast_object_list(box, src=0, device=CPU)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Every worker's `value`, by rank, on every worker. As `share`: small picklable things of this
+        run.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     @contextmanager
     def in_step(self, what: str) -> Iterator[None]:
         """What is done here may fail on one worker alone. If it does, all of them raise Stopped with its
@@ -87,11 +98,7 @@ class Group:
     def first(self, trouble: Exception | None) -> str | None:
         """The first worker's trouble, in words, on every worker; None if nobody has any."""
         reason = None if trouble is None else _words(trouble)
-        if self.size == 1:
-            return reason
-        reasons: list[str | None] = [None] * self.size
-        dist.all_gather_object(reasons, reason)
-        return next((r for r in reasons if r is not None), None)
+        return next((told for told in self.gather(reason) if told is not None), None)
 
 
 def _words(trouble: Exception) -> str:

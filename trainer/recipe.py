@@ -29,6 +29,11 @@ class TaskSection(Section):
     with_: dict[str, Any] = Field(
         default={}, alias="with", description="keyword arguments of the task's class"
     )
+    skip_bad: Natural = Field(
+        default=0,
+        description="examples that cannot be prepared and may be left out, the next good one standing in, "
+        "before the run stops; 0: the first one stops it",
+    )
 
 
 class Init(Section):

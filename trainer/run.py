@@ -22,6 +22,7 @@ from trainer.loop import NotFinite, Step, steps
 from trainer.recipe import Interval, Recipe, SavingInterval
 from trainer.record import Record
 from trainer.schedule import in_examples
+from trainer.skipping import SkippedExamples
 from trainer.task import Task
 from trainer.training import Training, build
 
@@ -53,7 +54,8 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
     """
     group = Group.join(order.recipe.run.device)
     task = order.make_task()
-    own = InlinePreparer(task, order.recipe.seed) if preparer is None else preparer
+    skip_bad = order.recipe.task.skip_bad > 0
+    own = preparer or InlinePreparer(task, order.recipe.seed, skip_bad=skip_bad)
     record = Record(Path(order.folder), order.recipe, group)
     try:
         metrics = _train(order.recipe, group, task, own, record)
@@ -80,6 +82,7 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
         Evaluation(task, split, plan.examples[split], recipe.batch.micro, preparer, group)
         for split in ("validation", "test")
     )
+    skipped = SkippedExamples(recipe.task.skip_bad, preparer, group)
     while True:
         with record.stage("model and optimizer"):
             state, decisions = record.resume()
@@ -87,7 +90,7 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
         record.write("start", **_circumstances(training))
         record.write("rewind", step=training.progress.step)
         try:
-            _follow(training, validation, record)
+            _follow(training, validation, skipped, record)
             break
         except NotFinite as error:
             training.feed.close()
@@ -100,13 +103,14 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
     return metrics
 
 
-def _follow(training: Training, validation: Evaluation, record: Record) -> None:
+def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Record) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe = training.recipe
     is_automatic = recipe.echo.factor == "auto"
     echo = AutomaticFactor(recipe.echo.cap, training.decisions.echo_factors) if is_automatic else None
     for step in steps(training):
         record.write("step", **_numbers(training, step))
+        skipped.after_step(record)
         if echo is not None:
             echo.after(step, training, record)
         stop = _budget_spent(training, record)

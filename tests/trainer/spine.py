@@ -70,6 +70,7 @@ class SpineTask:
 def recipe(**changes: dict[str, Any]) -> Recipe:
     """A short run in exact arithmetic; `changes` replace keys of its sections."""
     sections: dict[str, Any] = {
+        "task": {"use": "tests.trainer.spine:SpineTask"},
         "batch": {"size": 80, "micro": 10, "lanes": 8},
         "optimizer": {"name": "lamb", "lr": 0.02},
         "schedule": {"warmup": {"share": 0.2, "shape": "linear"}, "decay": {"shape": "polynomial"}},
@@ -79,7 +80,7 @@ def recipe(**changes: dict[str, Any]) -> Recipe:
     }
     for section, keys in changes.items():
         sections[section] = {**sections.get(section, {}), **keys}
-    return Recipe(name="spine", seed=3, task={"use": "tests.trainer.spine:SpineTask"}, **sections)
+    return Recipe(name="spine", seed=3, **sections)
 
 
 @dataclasses.dataclass

@@ -329,3 +329,30 @@ def test_what_is_echoed_may_be_augmented_examples_or_whole_micro_batches(tmp_pat
     assert outcome.status == "FINISHED"
     last = kinds(tmp_path, "step")[-1]
     assert abs(2 * last["fresh"] - last["examples"]) <= 2 * 160
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_examples_may_be_left_out_and_are_told_once(crew: Crew, tmp_path: Path, workers: int):
+    chosen = recipe(task={"use": "tests.trainer.spine:SpineTask", "skip_bad": 3}, train={"epochs": 4})
+    broken = order(tmp_path, chosen, functools.partial(BrokenTask, "unreadable"))
+    outcome, *_ = crew.run(workers, run_worker, broken)
+    assert outcome.status == "FINISHED"
+    (skipped,) = [line for line in kinds(tmp_path, "skipped") if line["split"] == "train"]
+    assert skipped["index"] == 50
+    assert "a corrupted image" in skipped["reason"]
+
+
+class MostlyBroken(SpineTask):
+    """Every fifth example cannot be prepared."""
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        if example["id"] % 5 == 0:
+            raise ValueError("a corrupted image")
+        return super().prepare(example, draw)
+
+
+def test_too_many_bad_examples_stop_the_run_on_all_workers(crew: Crew, tmp_path: Path):
+    chosen = recipe(task={"use": "tests.trainer.spine:SpineTask", "skip_bad": 3})
+    outcomes = crew.run(2, run_worker, order(tmp_path, chosen, MostlyBroken))
+    assert {outcome.status for outcome in outcomes} == {"FAILED"}
+    assert all("task.skip_bad allows 3" in str(outcome.reason) for outcome in outcomes)
