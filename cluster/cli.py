@@ -98,15 +98,45 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
 @command
 @recipe
 @overrides
-def check(recipe: str, overrides: tuple[str, ...]) -> None:
+@click.option("--plot", is_flag=True, help="Draw the learning rate and the batch over the run.")
+@click.option(
+    "--order", type=click.IntRange(min=1), metavar="N", help="Print what the first N micro-batches serve."
+)
+def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
     from trainer import door, plan
 
     resolved = driver.read(recipe, overrides)
     planned = plan.make(resolved)
+    if order:
+        from data_echo import order_lines
+
+        for line in order_lines(plan.echo_schedule(resolved, planned.examples["train"]), order):
+            click.echo(line)
+        return
     click.echo(door.dump(resolved))
     click.echo("\n".join(planned.lines()))
+    if plot:
+        from trainer import plot as plots
+
+        click.echo("\n".join(["", *plots.lines(planned)]))
+
+
+@command
+@click.argument("name", metavar="[NAME]", required=False)
+def optimizers(name: str | None) -> None:
+    """Show the optimizers, or all about one of them."""
+    import optim
+    from trainer.errors import Refusal
+    from trainer.wording import nearest
+
+    if name is None:
+        click.echo(optim.table())
+    elif name in optim.names():
+        click.echo(optim.describe(name))
+    else:
+        raise Refusal(f"{name}: is no optimizer; {nearest(name, optim.names())}")
 
 
 @command
