@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,7 @@ def _actor(make_task: Callable[[], Prepares], seed: int, skip_bad: bool, options
 class _Ticket:
     order: Order
     actor: Any
-    result: Any
+    result: Future[tuple[Prepared | DataError, float]]
 
 
 class PoolPreparer:
@@ -131,14 +132,15 @@ class PoolPreparer:
             raise DataError("pool: no actor is left; a cluster with a CPU for each")
         actor = min(self._orders_at, key=self._orders_at.__getitem__)
         self._orders_at[actor] += 1
-        return _Ticket(order, actor, actor.prepare.remote(order))
+        # As a future, Ray brings and unpacks the block while this thread does something else.
+        return _Ticket(order, actor, actor.prepare.remote(order).future())
 
     def collect(self, ticket: _Ticket) -> Block:
         """Wait for an order's block."""
         started = time.perf_counter()
         while True:
             try:
-                prepared, busy_s = ray.get(ticket.result)
+                prepared, busy_s = ticket.result.result()
                 break
             except (ActorDiedError, ActorUnavailableError, ObjectLostError):
                 self._orders_at.pop(ticket.actor, None)

@@ -135,11 +135,11 @@ class Schedule:
         """Let another factor rule from the end of the period in which `position` lies; returns where that is.
 
         What is still to be echoed there is forgotten and the buffer fills anew; the deal of fresh examples
-        goes on. No micro-batch from `position` on may have been served.
+        goes on. No micro-batch from `position` on may have been served. A change that has yet to come to
+        force is replaced.
         """
-        turn, current = -(-position // self.lanes), self._stretches[-1]
-        if turn < current.turn:
-            raise DataError(f"schedule: change: {position} is past; at least {current.turn * self.lanes}")
+        current = self._stretches[-1]
+        turn = max(-(-position // self.lanes), current.turn)
         period = self._period_of(turn)
         number, start = (period.number, turn) if period.start == turn else (period.number + 1, period.end)
         fresh = current.fresh + number * current.segment.block * self._unit
