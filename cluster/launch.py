@@ -36,6 +36,7 @@ CALM = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the user's relative paths are relative to the folder of the command
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # the log holds all that the workers print
 }
 LOOPBACK_ONLY = {
     # What Ray sets on systems that cannot form clusters: node address 127.0.0.1, and every port bound to it.
