@@ -71,9 +71,11 @@ def refuse_shadows(folder: Path) -> None:
         for shadow in (folder / name, folder / f"{name}.py"):
             is_module = shadow.is_file() or (shadow / "__init__.py").is_file()
             if is_module and shadow.resolve() != ours:
+                is_checkout = all((folder / package / "__init__.py").is_file() for package in PACKAGES)
+                cure = "install this checkout with `pip install -e .`" if is_checkout else "rename it"
                 raise Refusal(
                     f"{shadow}: has the name of Lockstep's own package {name} and would be imported instead; "
-                    f"rename it, or run from another folder"
+                    f"{cure}, or run from another folder"
                 )
 
 

@@ -126,6 +126,14 @@ def test_a_module_that_would_shadow_ours_is_refused_with_the_cure(folder, name):
         load("mine:Mine", size=1)
 
 
+def test_another_checkout_is_refused_with_its_own_cure(folder):
+    for name in task.PACKAGES:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+    with pytest.raises(Refusal, match=r"install this checkout with `pip install -e \.`"):
+        task.refuse_shadows(folder)
+
+
 def test_folders_that_shadow_nothing_pass(folder):
     (folder / "cluster").mkdir()  # data, not a package
     task.refuse_shadows(folder)
