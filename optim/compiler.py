@@ -12,7 +12,7 @@ from optim.pieces import BLOCK_ROWS, Arrays
 from optim.stage import Stage
 
 ANY_SIZE_FROM = 16
-"""Sizes from which a dimension is compiled for any size; below (kernels of convolutions) each size is its own."""
+"""Sizes from which a dimension is compiled for any size; smaller ones, taps of convolutions, for themselves."""
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -64,7 +64,7 @@ class CompiledStage:
 
 
 def expect_any_rows(arrays: Arrays, h: Any) -> None:
-    """Tell the compiler that tables and their columns vary in their number of rows: it compiles once for all."""
+    """Tell the compiler that the number of rows varies, so that it compiles once for all."""
     import torch._dynamo
 
     for x in (*arrays.values(), *h):
@@ -73,7 +73,7 @@ def expect_any_rows(arrays: Arrays, h: Any) -> None:
 
 
 def expect_any_shape(arrays: Arrays) -> None:
-    """Tell the compiler that whole tensors vary in all dimensions but small ones, the taps of convolutions."""
+    """Tell the compiler that whole tensors vary in all dimensions but small ones."""
     import torch._dynamo
 
     for x in arrays.values():

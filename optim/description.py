@@ -1,4 +1,4 @@
-"""What the optimizers are, in words: made from their docstrings, so that help and documentation say the same."""
+"""What the optimizers are, made from their docstrings: help and documentation say the same."""
 
 import inspect
 from typing import Any
@@ -10,7 +10,7 @@ from optim.registry import hyperparameters, names, rules, state_bytes
 
 
 def describe(name: str) -> str:
-    """An optimizer's paper, update, state, options and deviations, and its hyperparameters with their defaults.
+    """An optimizer's paper, update, state, options and deviations, and its hyperparameters.
 
     Raises:
         ValueError: an unknown name.

@@ -1,4 +1,4 @@
-"""The engines: a rule's stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
+"""The engines: stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -71,7 +71,7 @@ class Engine:
         return self.layout.by_layer(torch.stack(columns, 1).double()).t().contiguous()
 
     def _fill_columns(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer]) -> None:
-        """Bring the tables' columns of numbers up to date; hand them out where a table runs this stage first."""
+        """Bring the tables' columns up to date; hand them out where a table runs this stage first."""
         for pieces, rows in self.layout.tables:
             options = layers[pieces[0].layer].cohort.numbers
             names = [
@@ -89,7 +89,7 @@ class Engine:
 
 
 class _Picker:
-    """The numbers `h` of a stage for parts of single layers, picked once for each cohort where they can be."""
+    """The numbers `h` of a stage for parts of single layers, picked once for a cohort if possible."""
 
     def __init__(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer], wanted: bool) -> None:
         names = [name for name in h.found if name in stage.mentions] if wanted else []

@@ -1,7 +1,7 @@
-"""Gradients without backward passes. Each leaves its estimate in `p.grad`, so that any optimizer can step on it.
+"""Gradients without backward passes, left in `p.grad` so that any optimizer can step on them.
 
-`loss(call)` computes the loss with `call(*inputs)` in place of `model(*inputs)`. Equal seeds give equal directions, on
-every rank: average losses or slopes over ranks before use, and all ranks move alike.
+`loss(call)` computes the loss with `call(*inputs)` in place of `model(*inputs)`. Equal seeds give equal
+directions, on every rank: average losses or slopes over ranks before use, and all ranks move alike.
 """
 
 import math
@@ -20,9 +20,9 @@ def finite_difference(
 ) -> Tensor:
     """Zeroth-order gradient along one random direction u ~ N(0, I) over all parameters; returns f(x).
 
-    g = (f(x + ε u) - f(x)) / ε · u, or with `antithetic` (f(x + ε u) - f(x - ε u)) / 2ε · u, whose bias is O(ε²), not
-    O(ε). Nesterov, Spokoiny 2017. In fp32 ε near 1e-3 balances bias and rounding. Antithetic, the returned loss is the
-    mean of both sides. The weights are put back bitwise.
+    g = (f(x + ε u) - f(x)) / ε · u, or with `antithetic` (f(x + ε u) - f(x - ε u)) / 2ε · u, whose bias is
+    O(ε²), not O(ε). Nesterov, Spokoiny 2017. In fp32 ε near 1e-3 balances bias and rounding. Antithetic, the returned
+    loss is the mean of both sides. The weights are put back bitwise.
     """
     parameters = _trained(model)
     start = [p.detach().clone() for p in parameters]
@@ -44,8 +44,8 @@ def finite_difference(
 def forward_gradient(model: nn.Module, loss: Loss, *, seed: int) -> Tensor:
     """Forward gradient g = (∇f · v) v, v ~ N(0, I) over all parameters; returns f(x).
 
-    Baydin et al. 2022, arXiv:2202.08587 v1, Algorithm 1. Unbiased; one forward pass in forward-mode differentiation, so
-    every operation of the model must have a forward formula.
+    Baydin et al. 2022, arXiv:2202.08587 v1, Algorithm 1. Unbiased; one forward pass in forward-mode
+    differentiation, so every operation of the model must have a forward formula.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tangents = dict(zip(named, directions(list(named.values()), seed), strict=True))
@@ -64,11 +64,12 @@ def forward_gradient(model: nn.Module, loss: Loss, *, seed: int) -> Tensor:
 class GradientlessDescent:
     """Gradientless descent. Golovin et al. 2020, arXiv:1911.06317 v3, Algorithms 1 (search) and 2 (fast).
 
-    Each estimate tries random steps v of several radii and leaves x - argmin f in `p.grad`, so that SGD with lr 1 moves to
-    the best point, x itself included; any monotone transformation of f gives the same steps.
+    Each estimate tries random steps v of several radii and leaves x - argmin f in `p.grad`, so that SGD with
+    lr 1 moves to the best point, x itself included; any monotone transformation of f gives the same steps.
 
-    Search: radii `largest` / 2ⁱ down to `smallest`. Fast, where `condition` Q bounds f's condition number: radii within
-    a factor 4 √Q of a radius R that starts at `largest` and is halved every n Q log Q estimates, n the dimension.
+    Search: radii `largest` / 2ⁱ down to `smallest`. Fast, where `condition` Q bounds f's condition number:
+    radii within a factor 4 √Q of a radius R that starts at `largest` and is halved every n Q log Q estimates,
+    n the dimension.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class GradientlessDescent:
 
     @torch.no_grad()
     def estimate(self, loss: Loss) -> Tensor:
-        """Leave x - argmin in `p.grad` and return the smallest loss found. The weights are put back bitwise."""
+        """Leave x - argmin in `p.grad` and return the smallest loss found; x is put back bitwise."""
         parameters = _trained(self._model)
         start = [p.detach().clone() for p in parameters]
         best, best_step = loss(self._model), [torch.zeros_like(p) for p in parameters]

@@ -1,5 +1,6 @@
-"""Parameters and gradients in flat buffers: one per (dtype, device), rows of 1024 numbers, gradients persistent."""
+"""Parameters and gradients in flat buffers, one per (dtype, device), in rows of 1024 numbers."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -20,7 +21,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
-    """The tensor shaped like `like` at element `start` of a 1-D buffer, in the same order of memory if `like` is dense."""
+    """The tensor shaped like `like` at element `start` of a 1-D buffer, in its order of memory if dense."""
     if is_dense(like):
         return buffer.as_strided(like.size(), like.stride(), buffer.storage_offset() + start)
     return buffer[start : start + like.numel()].view(like.size())
@@ -60,8 +61,8 @@ class Places:
 class Flat(Places):
     """The flat buffers of a list of parameters.
 
-    Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a persistent view
-    of `gradients`.
+    Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a
+    persistent view of `gradients`.
 
     Raises `ValueError` for parameters that share memory, which no buffer of disjoint places can hold.
     """
@@ -80,7 +81,7 @@ class Flat(Places):
         )
 
     def adopt(self) -> None:
-        """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`, a fresh `grad`).
+        """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`).
 
         A gradient that is None stays None: its parameter takes no part in the step.
         """
@@ -107,8 +108,8 @@ def _refuse_overlap(parameters: Sequence[Tensor]) -> None:
         for p in parameters
         if p.numel() and p.device.type != "meta"
     )
-    for (start, size), (following, _) in zip(spans, spans[1:], strict=False):
+    for (start, size), (following, _) in itertools.pairwise(spans):
         if following < start + size:
             raise ValueError(
-                "flatten: parameters share memory; flatten=False keeps them where they are, or make them one Parameter"
+                "flatten: parameters share memory; make them one Parameter, or use flatten=False"
             )

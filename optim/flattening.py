@@ -1,4 +1,4 @@
-"""Optimizers whose parameters and gradients may live in flat buffers: the base of our rules and of torch's."""
+"""Optimizers whose parameters and gradients may live in flat buffers: ours and torch's."""
 
 from typing import Any
 
@@ -10,8 +10,9 @@ from optim.flat import Flat
 class Flattening(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` with `flat`: None, or after `flatten()` the flat buffers of its parameters.
 
-    The buffers are no state: a copy or an unpickled optimizer builds its own when they are first asked for, and what was
-    moved out of them (`p.data = …`, `assign=True`, a fresh gradient) is taken in again before the next step.
+    The buffers are no state: a copy or an unpickled optimizer builds its own when they are first asked for,
+    and what was moved out of them (`p.data = …`, `assign=True`, a fresh gradient) is taken in again before
+    the next step.
     """
 
     _flatten = False
@@ -38,7 +39,7 @@ class Flattening(torch.optim.Optimizer):
             flat.adopt()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero the gradients. Flat ones are persistent: they are zeroed in place whatever `set_to_none` says."""
+        """Zero the gradients; flat ones in place, whatever `set_to_none` says."""
         super().zero_grad(set_to_none)
         if self.flat is not None:
             self.flat.zero_grad()

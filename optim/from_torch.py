@@ -78,7 +78,8 @@ FROM_TORCH = {
 
         Update: v = α v + (1 - α) g², p = p - lr g / (√v + ε)
         State: v: 4 bytes per parameter; with `momentum` and `centered` 4 more each.
-        Deviations of others: TensorFlow starts v at 1 and has ε inside the root and lr inside the momentum.""",
+        Deviations of others: TensorFlow starts v at 1 and has ε inside the root and lr inside the
+    momentum.""",
     ),
     "adadelta": FromTorch(
         torch.optim.Adadelta,
@@ -91,7 +92,8 @@ FROM_TORCH = {
         torch.optim.Adam,
         """Adam. Kingma, Ba 2014, arXiv:1412.6980 v9, Algorithm 1.
 
-        Update: m = β₁ m + (1 - β₁) g, v = β₂ v + (1 - β₂) g², p = p - lr m̂ / (√v̂ + ε), both debiased by 1 - βᵗ
+        Update: m = β₁ m + (1 - β₁) g, v = β₂ v + (1 - β₂) g², p = p - lr m̂ / (√v̂ + ε), both debiased by 1 -
+        βᵗ
         State: m, v: 8 bytes per parameter.""",
         fused=True,
     ),

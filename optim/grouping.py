@@ -16,7 +16,7 @@ _NORMALISATION = re.compile(r"(Batch|Layer|Group|Instance|RMS|Scale|Local|Global
 
 @dataclass(frozen=True)
 class Grouping:
-    """What `group_parameters` made: the groups for an optimizer's constructor, and a report of what it did."""
+    """What `group_parameters` made: the groups for an optimizer's constructor, and what it did in words."""
 
     groups: list[dict[str, Any]]
     report: str
@@ -39,11 +39,12 @@ def group_parameters(
 
     Args:
         model: its parameters keep their order inside each group; tied ones appear once.
-        no_decay: who gets `weight_decay=0.0`: "default" (biases and normalisation parameters), None or [] for nobody,
-            or patterns of parameter names ("*.bias", "head.*").
-        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB); other rules ignore it.
-        lr_multipliers: pattern to factor, kept in the group as `lr_multiplier`; whoever sets `lr` applies it. The
-            first pattern that matches counts.
+        no_decay: who gets `weight_decay=0.0`: "default" (biases and normalisation parameters), None or [] for
+            nobody, or patterns of parameter names ("*.bias", "head.*").
+        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB); other rules
+        ignore it.
+        lr_multipliers: pattern to factor, kept in the group as `lr_multiplier`; whoever sets `lr` applies it.
+            The first pattern that matches counts.
 
     Raises:
         ValueError: a pattern matches no parameter.
@@ -96,7 +97,7 @@ def _chosen(key: str, choice: Patterns, model: nn.Module, names: list[str]) -> s
 
 
 def _biases_and_normalisations(model: nn.Module) -> set[str]:
-    """Biases by their name, everything that belongs to a normalisation by its module's class or a base of it."""
+    """Biases by their name, everything of a normalisation by its module's class or bases."""
     chosen = set()
     for prefix, module in model.named_modules():
         normalises = any(_NORMALISATION.search(base.__name__) for base in type(module).__mro__)
@@ -111,6 +112,6 @@ def _refuse_idle(key: str, patterns: list[str], names: list[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"group_parameters: {key}: {pattern!r} matches no parameter; the model has {', '.join(names[:8])}"
-                + (" …" if len(names) > 8 else "")
+                f"group_parameters: {key}: {pattern!r} matches no parameter; "
+                f"the model has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
             )

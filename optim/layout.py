@@ -15,8 +15,8 @@ from optim.stage import compute_dtype
 class Layout:
     """The pieces of the layers that take part in a step.
 
-    A layout holds no truth. States are the optimizer's; whatever was moved, replaced or converted since the last step
-    is noticed by its address, on the host alone, and taken in.
+    A layout holds no truth. States are the optimizer's; whatever was moved, replaced or converted since the
+    last step is noticed by its address, on the host alone, and taken in.
 
     Args:
         cut: how a layer is cut where there are no flat buffers.
@@ -97,7 +97,7 @@ class Layout:
         return LayerNumbers(list(cohorts.values()), self._cohort_of_layer, self._numel)
 
     def by_layer(self, sums: Tensor) -> Tensor:
-        """Sums of pieces and rows [places, sums] added up for each layer [layers, sums], always in the same order."""
+        """Sums of pieces and rows [places, sums] added up for each layer [layers, sums], in fixed order."""
         if self._counts is None:
             return sums
         return torch.segment_reduce(sums, "sum", lengths=self._counts, axis=0)
@@ -122,7 +122,7 @@ class Layout:
         return scratch
 
     def _fill_buffers(self, flat: Places, layers: Sequence[Layer]) -> None:
-        """Move states into buffers beside the flat parameters; what the optimizer holds becomes views of them."""
+        """Move states into buffers beside the flat parameters; the optimizer then holds views."""
         self._buffers |= {"p": flat.parameters, "g": flat.gradients}
         for layer in layers:
             p = layer.parameter

@@ -15,10 +15,11 @@ class Lookahead(torch.optim.Optimizer):
 
     State: φ (like the parameter): 4 bytes per parameter; the inner optimizer's state goes on undisturbed.
     Defaults: the paper's k = 5, α = 0.5.
-    Deviations of others: timm and jettify do not start φ at θ, so their first synchronisation differs; the authors'
-        code leaves φ and the counter out of its `state_dict`.
+    Deviations of others: timm and jettify do not start φ at θ, so their first synchronisation differs; the
+        authors' code leaves φ and the counter out of its `state_dict`.
 
-    Groups, state and defaults are the inner optimizer's own: schedulers, `zero_grad` and `flat` see the same things.
+    Groups, state and defaults are the inner optimizer's own: schedulers, `zero_grad` and `flat` see the same
+    things.
     """
 
     optimizer: torch.optim.Optimizer
@@ -88,7 +89,8 @@ class Lookahead(torch.optim.Optimizer):
         parameters = self._parameters()
         if len(state_dict["slow"]) != len(parameters):
             raise ValueError(
-                f"loaded state dict has {len(state_dict['slow'])} slow weights, the optimizer {len(parameters)} parameters"
+                f"loaded state dict has {len(state_dict['slow'])} slow weights; "
+                f"the optimizer has {len(parameters)} parameters"
             )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.slow = [saved.to(p, copy=True) for saved, p in zip(state_dict["slow"], parameters, strict=True)]

@@ -1,4 +1,4 @@
-"""The numbers `h` of many layers side by side: vectors for functions of layers, columns for tables of rows."""
+"""The numbers `h` of many layers: as vectors for functions of layers, as columns for tables of rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ class LayerNumbers:
 
 
 class RowNumbers:
-    """Numbers as columns [rows, 1], each layer's repeated for its rows: kept, and refilled where values changed."""
+    """Numbers as columns [rows, 1], each layer's repeated for its rows; refilled where values change."""
 
     def __init__(self, layer_of_row: Tensor, cohort_of_layer: Tensor, dtype: torch.dtype) -> None:
         self._layer_of_row = layer_of_row

@@ -70,9 +70,10 @@ def is_small(layer: Layer) -> bool:
 class Piece:
     """Arrays for one call of a stage.
 
-    Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows, 1024] of layers
-    from there on, each with its number of rows: a sum for each row. `h` holds a table's numbers by stage; `fixed` what a
-    rule of shapes knows of this one. `compiled` says that a call of compiled code is worth its overhead.
+    Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows,
+    1024] of layers from there on, each with its number of rows: a sum for each row. `h` holds a table's
+    numbers by stage; `fixed` what a rule of shapes knows of this one. `compiled` says that a call of compiled
+    code is worth its overhead.
     """
 
     layer: int
@@ -105,7 +106,7 @@ def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
 
 
 def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
-    """A layer as a table of its full rows and the rest behind them; in blocks where its arrays allow no table."""
+    """A layer as a table of its full rows and the rest behind them; in blocks where it allows no table."""
     lines = _lines(arrays)
     if lines is None:
         yield from blocks(number, arrays)
@@ -117,7 +118,7 @@ def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
 
 
 def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
-    """Layers that lie in buffers as few tables: one for each run of neighbours that agree in their options."""
+    """Layers that lie in buffers as few tables: one for each run of neighbours of equal options."""
     at = 0
     for _, run in groupby(_neighbours(layers, flat), key=lambda pair: pair[0]):
         members = [layer for _, layer in run]
@@ -140,7 +141,7 @@ def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[A
 
 
 def _lines(arrays: Arrays) -> Arrays | None:
-    """Arrays shaped like the parameter as 1-D views in their common order of memory; None if they have none."""
+    """Arrays shaped like the parameter as 1-D views in their common order of memory, if any."""
     p = arrays["p"]
     alike = {name: x for name, x in arrays.items() if x.shape == p.shape}
     if not is_dense(p) or any(x.stride() != p.stride() for x in alike.values()):

@@ -1,4 +1,4 @@
-"""What all optimizers of ours have in common, so that each one's file holds its paper's lines and nothing else."""
+"""What our optimizers have in common, so that each one's file holds its paper's lines and nothing else."""
 
 import inspect
 import math
@@ -19,19 +19,21 @@ from optim.stage import Function, compute_dtype, stages_of
 class Rule(Flattening):
     """An optimizer given by its mathematics.
 
-    A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in the
-    order of its constructor, and:
+    A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in
+    the order of its constructor, and:
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one;
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
-    * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays by
-      name and return a dict: p, states and scratch are written; what the next stage asks for by name are pairs of
-      arrays, whose inner product is summed over each layer. The second, fourth, … `f(h, p2, …)` take vectors with one float64 number per layer: layer states
-      are written, everything else they return becomes a number `h.…` of the stages that follow.
+    * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays
+      by name and return a dict: p, states and scratch are written; what the next stage asks for by name are
+      pairs of arrays, whose inner product is summed over each layer. The second, fourth, … `f(h, p2, …)` take
+      vectors with one float64 number per layer: layer states are written, everything else they return becomes
+      a number `h.…` of the stages that follow.
 
     Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten`
-    (parameters and gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is `h.adapt`.
+    (parameters and gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is
+    `h.adapt`.
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
@@ -108,7 +110,7 @@ class Rule(Flattening):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the weights once. Parameters without gradient are left alone, with their states and step counts."""
+        """Move the weights once. Parameters without gradient are left alone, with their states."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -167,7 +169,7 @@ class Rule(Flattening):
         return state
 
     def _numbers(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
-        """A group's hyperparameters, pairs apart (betas: beta1, beta2), and the rule's own numbers of step t."""
+        """A group's hyperparameters, pairs apart (beta1, beta2), and the rule's own numbers of step t."""
         numbers: dict[str, Any] = {"adapt": bool(group.get("adapt", True)), "maximize": group["maximize"]}
         for name in self.hyper:
             value = group[name]
@@ -179,7 +181,7 @@ class Rule(Flattening):
         return numbers | self.numbers(SimpleNamespace(**numbers), t)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's form. States are copies of their own: nothing of the buffers they lie in shows or is saved."""
+        """Torch's form. States are copies of their own: nothing of the buffers shows or is saved."""
         packed = super().state_dict()
         packed["state"] = {
             number: {

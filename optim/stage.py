@@ -23,16 +23,17 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def is_option(value: Any) -> bool:
-    """Whether a hyperparameter steers the rule (a flag, a word, dimensions, None) rather than being a number in it."""
+    """Whether a hyperparameter steers the rule (a flag, a word, dimensions, None) and is no number in it."""
     return value is None or isinstance(value, (bool, str, tuple))
 
 
 class Stage:
     """A function of parameters' numbers, `f(h, p, g, …) -> {name: values}`.
 
-    `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are pairs of
-    arrays, whose inner product is summed over each layer; all others are written into the arrays of their names. `mentions` are the attributes that its source
-    reads: the numbers of `h` that it can need.
+    `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are
+    pairs of arrays, whose inner product is summed over each layer; all others are written into the arrays of
+    their names. `mentions` are the attributes that its source reads: the numbers of `h`
+    that it can need.
     """
 
     def __init__(self, function: Function, sums: tuple[str, ...]) -> None:
@@ -50,8 +51,8 @@ class Stage:
     def run(self, h: Any, arrays: Mapping[str, Tensor], by_row: bool = False) -> list[Tensor]:
         """Work on one piece and return its sums: of each row, or of the whole piece.
 
-        Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The gradient is only
-        read.
+        Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The
+        gradient is only read.
         """
         names = [*self.takes]
         if self.family is not None:
@@ -75,7 +76,7 @@ def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:
     a, b = pair
     if by_row:
         return (a * b).sum(-1)
-    if a.numel() > SHORT or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or a.numel() > SHORT:
         return (a * b).sum()
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
@@ -106,7 +107,7 @@ def _numbers_type(names: tuple[str, ...]) -> Any:
 def over_rows(x: Tensor, reduction: str) -> Tensor:
     """The "sum" or "amax" over the first dimension, which stays with size 1.
 
-    Compiled code that runs down columns is slow: there eight neighbouring rows are joined first, along memory.
+    Compiled code that runs down columns is slow: there eight neighbours are joined first.
     """
     reduce = getattr(torch, reduction)
     if not torch.compiler.is_compiling():

@@ -1,1 +1,1 @@
-"""One file per optimizer: its paper's lines and nothing else. Every `Rule` defined here is in the registry."""
+"""One file per optimizer: its paper's lines and nothing else. Each is in the registry by itself."""

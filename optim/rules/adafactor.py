@@ -66,20 +66,23 @@ class Adafactor(Rule):
 
     Update (t = 1, 2, …; mean over columns in r, over rows in c; RMS over one layer):
         β₂ = 1 - t^decay_rate,  ρ = lr, or min(0.01, 1 / √t)
-        r = β₂ r + (1 - β₂) mean(g² + ε₁),  c likewise,  V = r c / mean(r)     of vectors V = β₂ V + (1 - β₂) (g² + ε₁)
+        r = β₂ r + (1 - β₂) mean(g² + ε₁),  c likewise,  V = r c / mean(r)
+        of vectors and scalars V = β₂ V + (1 - β₂) (g² + ε₁)
         U = g / √V,  U = U / max(1, RMS(U) / clip_threshold)
         α = ρ max(ε₂, RMS(p))
         p = p - α U - λ α p                                  with β₁: p - m - λ α p, m = β₁ m + (1 - β₁) α U
 
-    State: r, c for tensors of two and more dimensions, else v (fp32); with β₁ also m (like p): rows plus columns,
-        0.016 bytes per parameter at 512 x 512; with β₁ 4 more.
+    State: r, c for tensors of two and more dimensions, else v (fp32); with β₁ also m (like p): rows plus
+        columns, 0.016 bytes per parameter at 512 x 512; with β₁ 4 more.
     Defaults: the authors' code (tensor2tensor).
-    Options: `lr` None steps relatively (`warmup_init`: ρ = min(1e-6 t, 1 / √t)); `scale_parameter` False leaves α = ρ;
-        the two largest dimensions of a tensor are factored, if the smaller has `min_dim_size_to_factor`.
-    Deviations of others: torch.optim.Adafactor always takes min(lr, 1 / √t), clamps by ε₁ instead of adding it, factors
-        the last two dimensions (of convolutions the taps, which saves nothing) and has no β₁; timm factors dimensions
-        0 and 1, and ignores `scale_parameter` where lr is given; optax factors only dimensions of 128 and more and
-        does not multiply the decay by the learning rate; pytorch_optimizer keeps β₁ in bf16 and caps β₂.
+    Options: `lr` None steps relatively (`warmup_init`: ρ = min(1e-6 t, 1 / √t)); `scale_parameter` False
+        leaves α = ρ; the two largest dimensions of a tensor are factored, if the smaller has
+        `min_dim_size_to_factor`.
+    Deviations of others: torch.optim.Adafactor always takes min(lr, 1 / √t), clamps by ε₁ instead of adding
+        it, factors the last two dimensions (of convolutions the taps, which saves nothing) and has no β₁;
+        timm factors dimensions 0 and 1, and ignores `scale_parameter` where lr is given; optax factors only
+        dimensions of 128 and more and does not multiply the decay by the learning rate; pytorch_optimizer
+        keeps β₁ in bf16 and caps β₂.
     Use: models whose state must be small; lr None, or a schedule with 1e-3 for fine-tuning.
     """
 

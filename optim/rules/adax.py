@@ -25,10 +25,12 @@ class AdaX(Rule):
         V = (1 + β₂) V + β₂ g²
         p = p - lr m √((1 + β₂)ᵗ - 1) / (√V + ε)
 
-    State: m, and v = V / ((1 + β₂)ᵗ - 1), which follows v = (1 - w) v + w g² with w = β₂ / ((1 + β₂)ᵗ - 1) and never
-        overflows, where V does after some 900 000 steps in fp32 (each like p, fp32): 8 bytes per parameter.
+    State: m, and v = V / ((1 + β₂)ᵗ - 1), which follows v = (1 - w) v + w g² with w = β₂ / ((1 + β₂)ᵗ - 1)
+        and never overflows, where V does after some 900 000 steps in fp32 (each like p, fp32): 8 bytes per
+        parameter.
     Defaults: the authors' code (switchablenorms/AdaX) for AdaX; its AdaX-W has lr 5e-3, weight_decay 5e-2.
-    Deviations of others: no other maintained library has it; the authors' code overwrites the gradient where λ > 0.
+    Deviations of others: no other maintained library has it; the authors' code overwrites the gradient where
+    λ > 0.
     Use: where Adam is used; m is not debiased, so the first steps are short.
     """
 

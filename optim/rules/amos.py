@@ -44,15 +44,16 @@ class Amos(Rule):
         v = β v + (1 - β) mean(g²),  r = (1 - βᵗ) / max(v, 2⁻¹²⁵)
         c = 1 / √(1 + c_coef √ξ b),  d = 1 / (1 + d_coef √(ξ η) b)
         γ = c ξ² r mean(g²)
-        p = p - d (ξ η √r g + (γ / 2 + extra_l2) p)          with momentum μ: p = p - m, m = μ m + (1 - μ) (that)
+        p = p - d (ξ η √r g + (γ / 2 + extra_l2) p)          with momentum an EMA of this step
         b = b + γ (1 + b)
 
     State: v, b, with momentum also m (like p, fp32): 8 bytes per tensor, with momentum 4 more per parameter.
-    Defaults: the authors' code (google-research/jestimator); it has none for lr and η, which belong to the problem.
-    Options: `eta`, the expected size of the layer's weights, set per group: for BERT 1 for norms' weights, 0.5 for
-        biases, √(2 / hidden) for embeddings, √(1 / fan-in) for matrices.
-    Deviations of others: pytorch_optimizer guesses η from shapes, adds ε to v, and has `extra_l2` with the wrong sign.
-        The authors' per-row slots are not offered: v and b are per tensor.
+    Defaults: the authors' code (google-research/jestimator); it has none for lr and η, which belong to the
+    problem.
+    Options: `eta`, the expected size of the layer's weights, set per group: for BERT 1 for norms' weights,
+        0.5 for biases, √(2 / hidden) for embeddings, √(1 / fan-in) for matrices.
+    Deviations of others: pytorch_optimizer guesses η from shapes, adds ε to v, and has `extra_l2` with the
+        wrong sign. The authors' per-row slots are not offered: v and b are per tensor.
     Use: pre-training without a decay schedule; lr about 1 / √(number of independent batches).
     """
 

@@ -43,11 +43,13 @@ class FunnelledSGDM(Rule):
         u = μ u + lr a g
         p = p - s u
 
-    State: log a (called log_p, the paper's p), m, u (each like p, fp32) and log s: 12 bytes per parameter, 4 per tensor.
-    Defaults: ours; there is no official code, and the sources at hand leave the gains open. γ_a = γ_s = 0 is SGD with
-        momentum exactly.
-    Options: `gain_rate` is γ_a, `scale_rate` γ_s; `global_scale` False gives each layer its own s from its own ⟨u, g⟩;
-        `normalize_alignment` takes the cosine of u and g for s and the sign of m g for a, free of the gradient's scale.
+    State: log a (called log_p, the paper's p), m, u (each like p, fp32) and log s: 12 bytes per parameter, 4
+    per tensor.
+    Defaults: ours; there is no official code, and the sources at hand leave the gains open. γ_a = γ_s = 0 is
+        SGD with momentum exactly.
+    Options: `gain_rate` is γ_a, `scale_rate` γ_s; `global_scale` False gives each layer its own s from its
+        own ⟨u, g⟩; `normalize_alignment` takes the cosine of u and g for s and the sign of m g for a, free of
+        the gradient's scale.
     Deviations: the bounds are ours: exponentials of raw products overflow. No other library has it.
     Use: as SGD with momentum, where its learning rate schedule is to adapt itself.
     """

@@ -45,14 +45,16 @@ class LAMB(Rule):
         p = p - lr (‖p‖ / ‖u‖) u                             ratio 1 where either norm is 0
 
     State: m, v (each like p, fp32): 8 bytes per parameter.
-    Defaults: the authors' (v1 to v3 and ALBERT's code have no bias correction; TFA, apex, timm, optax and v5 have it).
-    Options: `bias_correction`; `grad_averaging` False puts g, not (1 - β₁) g, into m (NVIDIA); `max_grad_norm` divides
-        all gradients by max(1, global norm / max_grad_norm) first (NVLAMB); `trust_clip` bounds the ratio by 1 (LAMBC);
-        `always_adapt` False gives layers without decay the ratio 1 (apex, timm); `decoupled_decay` takes λ p out of u;
-        `adapt` False in a group gives its layers the ratio 1.
-    Deviations of others: apex and timm do not adapt layers without decay; DeepSpeed, ColossalAI and jettify debias the
-        learning rate after normalising, which shrinks the first thousand steps; pytorch_optimizer 4.1 debiases m only
-        and clamps ‖p‖ to 10; apex overwrites the gradient.
+    Defaults: the authors' (v1 to v3 and ALBERT's code have no bias correction; TFA, apex, timm, optax and v5
+    have it).
+    Options: `bias_correction`; `grad_averaging` False puts g, not (1 - β₁) g, into m (NVIDIA);
+        `max_grad_norm` divides all gradients by max(1, global norm / max_grad_norm) first (NVLAMB);
+        `trust_clip` bounds the ratio by 1 (LAMBC); `always_adapt` False gives layers without decay the ratio
+        1 (apex, timm); `decoupled_decay` takes λ p out of u; `adapt` False in a group gives its layers the
+        ratio 1.
+    Deviations of others: apex and timm do not adapt layers without decay; DeepSpeed, ColossalAI and jettify
+        debias the learning rate after normalising, which shrinks the first thousand steps; pytorch_optimizer
+        4.1 debiases m only and clamps ‖p‖ to 10; apex overwrites the gradient.
     Use: batches of 512 to 65536, with warm-up.
     """
 

@@ -35,13 +35,15 @@ class LARS(Rule):
 
     State: v (like p, fp32): 4 bytes per parameter.
     Defaults: the paper's η, μ; ε 0 and λ 0, since recipes differ.
-    Options: `momentum_mode` "torch" keeps lr outside the buffer, p = p - lr v: the same at a constant lr; `dampening`
-        takes 1 - dampening of each new gradient but the first; `trust_clip` makes the ratio min(ratio / lr, 1) (LARC);
-        `always_adapt` False gives layers without decay the ratio 1 (timm); `adapt` False in a group gives its layers
-        the ratio 1: they move by plain momentum at lr, as MLPerf's skip list.
-    Deviations of others: the LAMB paper's "LARS" and jettify's normalise the momentum, not the gradient; optax divides by
-        ‖g + λ p‖; timm, apex, pytorch_optimizer keep lr outside the buffer; timm adapts only layers with decay; apex and
-        jettify drop the decay where a norm is 0; apex and pytorch_optimizer overwrite the gradient.
+    Options: `momentum_mode` "torch" keeps lr outside the buffer, p = p - lr v: the same at a constant lr;
+        `dampening` takes 1 - dampening of each new gradient but the first; `trust_clip` makes the ratio
+        min(ratio / lr, 1) (LARC); `always_adapt` False gives layers without decay the ratio 1 (timm); `adapt`
+        False in a group gives its layers the ratio 1: they move by plain momentum at lr, as MLPerf's skip
+        list.
+    Deviations of others: the LAMB paper's "LARS" and jettify's normalise the momentum, not the gradient;
+        optax divides by ‖g + λ p‖; timm, apex, pytorch_optimizer keep lr outside the buffer; timm adapts only
+        layers with decay; apex and jettify drop the decay where a norm is 0; apex and pytorch_optimizer
+        overwrite the gradient.
     Use: convolutional nets with batches of 4096 to 32768: lr 10 to 40 with warm-up, λ 5e-5 to 5e-4.
     """
 

@@ -27,8 +27,8 @@ class Lion(Rule):
     State: m (like p, fp32): 4 bytes per parameter.
     Defaults: the authors' code (google/automl).
     Deviations of others: optax has λ = 1e-3 by default; else none known.
-    Use: lr 3 to 10 times below and λ 3 to 10 times above AdamW's; batches of 256 upwards. Where gradients of ranks differ
-        in rounding, a sign may flip: compare runs to 2 lr per flip.
+    Use: lr 3 to 10 times below and λ 3 to 10 times above AdamW's; batches of 256 upwards. Where gradients of
+        ranks differ in rounding, a sign may flip: compare runs to 2 lr per flip.
     """
 
     lr: float = 1e-4

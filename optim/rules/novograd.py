@@ -34,11 +34,12 @@ class NovoGrad(Rule):
     State: m (like p, fp32) and v: 4 bytes per parameter and 4 per tensor.
     Defaults: the authors' code (OpenSeq2Seq); their speech recipes take betas (0.95, 0.5) or (0.8, 0.5).
     Options: `grad_averaging` multiplies the new term by 1 - β₁, at the first step too (NVIDIA, timm).
-    Deviations of others: the authors' TensorFlow code has ε inside the root; apex normalises after the momentum and
-        debiases v by default; TFA and pytorch_optimizer do not average at the first step; pytorch_optimizer and optax
-        keep v = 0 after a zero first gradient, whose successor then moves 7 times too far; jettify, NVIDIA and
-        pytorch_optimizer overwrite the gradient.
-    Use: speech and vision nets in fp16 or fp32, batches of 512 to 32768, lr 0.01 with cosine or polynomial decay.
+    Deviations of others: the authors' TensorFlow code has ε inside the root; apex normalises after the
+        momentum and debiases v by default; TFA and pytorch_optimizer do not average at the first step;
+        pytorch_optimizer and optax keep v = 0 after a zero first gradient, whose successor then moves 7 times
+        too far; jettify, NVIDIA and pytorch_optimizer overwrite the gradient.
+    Use: speech and vision nets in fp16 or fp32, batches of 512 to 32768, lr 0.01 with cosine or polynomial
+    decay.
     """
 
     lr: float = 1e-2

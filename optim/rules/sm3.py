@@ -43,11 +43,12 @@ class SM3(Rule):
         m = β m + (1 - β) g / √ν
         p = p - lr m
 
-    State: μₖ (fp32), with momentum also m (like p): rows plus columns, 0.016 bytes per parameter at 512 x 512; with
-        momentum 4 more. Vectors and scalars are diagonal AdaGrad.
-    Defaults: momentum 0 for its memory (the paper's is 0.9); the authors' code (google-research/sm3) has no default lr.
-    Options: `variant` "I": μₖ = μₖ + max of g², ν = minₖ μₖ, a looser bound; `beta` > 0 makes the sums averages,
-        ν = β minₖ μₖ + (1 - β) g².
+    State: μₖ (fp32), with momentum also m (like p): rows plus columns, 0.016 bytes per parameter at 512 x
+        512; with momentum 4 more. Vectors and scalars are diagonal AdaGrad.
+    Defaults: momentum 0 for its memory (the paper's is 0.9); the authors' code (google-research/sm3) has no
+    default lr.
+    Options: `variant` "I": μₖ = μₖ + max of g², ν = minₖ μₖ, a looser bound; `beta` > 0 makes the sums
+        averages, ν = β minₖ μₖ + (1 - β) g².
     Deviations of others: the authors' code adds 1e-30 to ν; optax 1e-8, which shows, and fails on scalars;
         pytorch_optimizer always holds a momentum, and lets no average shrink.
     Use: models whose state must be small; lr 0.1 to 0.3 with warm-up, no decay.

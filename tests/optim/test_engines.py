@@ -51,7 +51,7 @@ def test_compiled_tables_agree_and_compile_once(name, flatten):
     agree(name, trained(name, "compiled", flatten, steps=8), trained(name, "tensor", False, steps=8))
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     stages = (len(optim.registry.rules()[name].stages) + 1) // 2
-    # Factored rules meet tensors of several ranks and taps; all others compile each stage once for everything.
+    # Factored rules meet tensors of several ranks and taps; all others compile each stage once.
     assert 1 <= graphs <= (4 if name in ("adafactor", "sm3") else 1) * stages
 
 

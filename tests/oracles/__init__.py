@@ -1,8 +1,9 @@
 """Every optimizer in float64 NumPy, transcribed from its paper: what our rules and engines are held against.
 
-`tests/oracles/NAME.py` has `oracle(parameters, gradients_by_step, rates, **options)`, which gives the parameters and the
-states after all steps, `(list of arrays, list of {state name: array})`, and `OPTIONS`, the settings to be tested. Norms
-are taken where the algorithm takes them; nothing is shared with the code under test.
+`tests/oracles/NAME.py` has `oracle(parameters, gradients_by_step, rates, **options)`, which gives the
+parameters and the states after all steps, `(list of arrays, list of {state name: array})`, and `OPTIONS`, the
+settings to be tested. Norms are taken where the algorithm takes them; nothing is shared with the code under
+test.
 """
 
 import math

@@ -57,7 +57,7 @@ def adafactor_step(
     squared = g**2 + eps[0]
     if "r" in s:
         rows, columns = two_largest(x.shape)
-        # Algorithm 4 in its own words, with sums: R 1ₘ, 1ₙᵀ C and the sum of R; means differ by constants that cancel.
+        # Algorithm 4 with its sums, from which our means differ by constants that cancel.
         s["r"] = beta2 * s["r"] + (1 - beta2) * squared.sum(columns, keepdims=True) / x.shape[columns]
         s["c"] = beta2 * s["c"] + (1 - beta2) * squared.sum(rows, keepdims=True) / x.shape[rows]
         big_r, big_c = s["r"] * x.shape[columns], s["c"] * x.shape[rows]

@@ -1,6 +1,7 @@
 """The optimizers that come from torch, in float64 NumPy, by their published rules in torch's form.
 
-One function each; `ORACLES[name]` is called as the oracles of our own rules are, `OPTIONS[name]` lists the settings.
+One function each; `ORACLES[name]` is called as the oracles of our own rules are, `OPTIONS[name]` lists the
+settings.
 """
 
 import math
@@ -81,7 +82,8 @@ def adamw(w, g, s, lr, t, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
 
 
 def amsgrad(w, g, s, lr, t, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-    """Torch's and Keras's reading: the maximum is of v before its bias correction, and is corrected afterwards."""
+    """Torch's and Keras's reading: the maximum is of v before its bias correction, and is corrected
+    afterwards."""
     m, v = _moments(s, g + weight_decay * w, betas)
     s["max_exp_avg_sq"] = np.maximum(s["max_exp_avg_sq"], v)
     return w - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(s["max_exp_avg_sq"] / (1 - betas[1] ** t)) + eps)
@@ -105,7 +107,8 @@ def nadam(w, g, s, lr, t, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, moment
 
 
 def radam(w, g, s, lr, t, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-    """Rectified where the variance is tractable (torch: rho > 5), else momentum; eps beside the root of the raw v."""
+    """Rectified where the variance is tractable (torch: rho > 5), else momentum; eps beside the root of the
+    raw v."""
     m, v = _moments(s, g + weight_decay * w, betas)
     mhat = m / (1 - betas[0] ** t)
     rho_inf = 2 / (1 - betas[1]) - 1

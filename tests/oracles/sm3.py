@@ -22,7 +22,8 @@ def sm3_start(p, momentum=0.0, **_):
 
 
 def sm3_step(w, g, s, lr, t, momentum=0.0, beta=0.0, variant="II", **_):
-    """Coordinate by coordinate: the sets S_r are the slices along each axis, the whole tensor for a scalar."""
+    """Coordinate by coordinate: the sets S_r are the slices along each axis, the whole tensor for a
+    scalar."""
     axes = range(max(1, w.ndim))
     old = {k: s[f"mu{k}"] for k in axes}
     keep, take = (beta, 1 - beta) if beta else (1.0, 1.0)
