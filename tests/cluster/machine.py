@@ -23,8 +23,9 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs (a zombie has ended)."""
-        return _process(self.pid) == self
+        """Whether it still runs, be it as an orphan; a zombie has ended."""
+        now = _process(self.pid)
+        return now is not None and now.started == self.started
 
 
 @dataclass(frozen=True)

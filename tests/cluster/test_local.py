@@ -38,6 +38,7 @@ def test_trains_the_users_own_code_without_ray_and_mlflow(folder, without_ray_an
     assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_a_folder_of_its_own(folder):
     for number in ("001", "002"):
         command = run("train", "tiny.yaml", "--local", cwd=folder)
@@ -111,6 +112,7 @@ def test_what_shows_only_later_stops_the_run_with_its_reason(folder):
     assert "Traceback" not in command.output
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
     command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
     command.wait_for("validation at step")

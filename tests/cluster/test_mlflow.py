@@ -1,0 +1,87 @@
+"""Runs and MLflow, as the user meets them: there, away, and looked at."""
+
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.commands import Command, journal, run, user_folder
+from tests.cluster.machine import ports, remaining
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TRACKED = ("train", "tiny.yaml", "--local", "--set", "track.uri=null")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return user_folder(tmp_path)
+
+
+def the_run(folder: Path):
+    """The one run in the folder's database, and the client that sees it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("default").experiment_id])
+    return client, found
+
+
+def test_a_run_is_in_mlflow_when_the_command_ends(folder):
+    command = run(*TRACKED, cwd=folder)
+    assert command.process.returncode == 0, command.output
+    assert "tiny-001 is in mlflow.db; open it with `lockstep ui`" in command.output
+    client, found = the_run(folder)
+    assert found.info.status == "FINISHED"
+    losses = client.get_metric_history(found.info.run_id, "train/loss")
+    written = journal(folder / "runs/tiny-001", "step")
+    assert [(each.step, each.value) for each in losses] == [
+        (line["examples"], line["loss"]) for line in written
+    ]
+    assert found.data.tags["lockstep.model"] == "logged"
+
+
+def test_mlflow_down_is_said_and_made_good_later(folder):
+    nowhere = "http://127.0.0.1:9"  # nothing listens on the discard port
+    command = run(*TRACKED, cwd=folder, MLFLOW_TRACKING_URI=nowhere)
+    assert command.process.returncode == 0, command.output
+    assert "MLflow is behind" in command.output
+    assert "`lockstep sync runs/tiny-001` brings the rest" in command.output
+    failed = run("sync", "runs/tiny-001", cwd=folder, MLFLOW_TRACKING_URI=nowhere)
+    assert failed.process.returncode == 1
+    assert "failed: MLflow did not take it" in failed.output
+    synced = run("sync", "runs/tiny-001", cwd=folder)
+    assert synced.process.returncode == 0, synced.output
+    _, found = the_run(folder)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["train/step"] == 8
+
+
+def test_a_run_that_is_killed_outright_is_marked_by_its_writer(folder):
+    command = Command(*TRACKED, "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    assert [each for each in family if "trainer.tracking" in each.command]
+    command.process.kill()
+    command.wait()
+    assert remaining(family, patience_s=120) == []
+    assert the_run(folder)[1].info.status == "KILLED"
+
+
+def test_the_ui_answers_on_loopback_and_leaves_nothing(folder):
+    refused = run("ui", cwd=folder)
+    assert refused.process.returncode == 2
+    assert "mlflow.db: there is no such database" in refused.output
+    assert run(*TRACKED, cwd=folder).process.returncode == 0
+    command = Command("ui", cwd=folder)
+    command.wait_for("(Ctrl-C ends it)")
+    address = command.output.split()[1]
+    with urllib.request.urlopen(address, timeout=20) as page:
+        assert b"MLflow" in page.read()
+    family = command.family()
+    assert address.rpartition(":")[2] in {str(port.port) for port in ports(family)}
+    assert [port for port in ports(family) if not port.is_loopback] == []
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    assert remaining(family) == []
