@@ -79,8 +79,8 @@ class Segment:
         count = len(lanes)
         fresh = np.broadcast_to(np.arange(self.block) + period * self.block, (count, self.block))
         number, echo = [fresh], [np.zeros_like(fresh)]
-        if repeats := min(self.taps, period):
-            shown = [self._shown_again(period - tap, tap, lanes) for tap in range(1, repeats + 1)]
+        if taps := min(self.taps, period):
+            shown = [self._shown_again(period - tap, tap, lanes) for tap in range(1, taps + 1)]
             copies = [np.full_like(again, tap) for tap, again in enumerate(shown, start=1)]
             repeats = sum(again.shape[1] for again in shown)
             mixture = shuffled(key(self._seed, _MIXTURE, lanes, period), repeats)
