@@ -12,7 +12,7 @@ from optim.pieces import BLOCK_ROWS, Arrays
 from optim.stage import Stage
 
 ANY_SIZE_FROM = 16
-"""Sizes from which a dimension is compiled for any size; smaller ones, taps of convolutions, for themselves."""
+"""From this size on a dimension is compiled for any size; taps of convolutions are compiled each."""
 
 
 def has_compiler(device: torch.device) -> bool:

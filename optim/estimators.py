@@ -21,8 +21,8 @@ def finite_difference(
     """Zeroth-order gradient along one random direction u ~ N(0, I) over all parameters; returns f(x).
 
     g = (f(x + ε u) - f(x)) / ε · u, or with `antithetic` (f(x + ε u) - f(x - ε u)) / 2ε · u, whose bias is
-    O(ε²), not O(ε). Nesterov, Spokoiny 2017. In fp32 ε near 1e-3 balances bias and rounding. Antithetic, the returned
-    loss is the mean of both sides. The weights are put back bitwise.
+    O(ε²), not O(ε). Nesterov, Spokoiny 2017. In fp32 ε near 1e-3 balances bias and rounding. Antithetic, the
+    returned loss is the mean of both sides. The weights are put back bitwise.
     """
     parameters = _trained(model)
     start = [p.detach().clone() for p in parameters]
