@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,12 +75,19 @@ def _stackable(passes: Passes, micro_batches: Sequence[int], gradients: Sequence
         return _stackable(passes, micro_batches[: len(micro_batches) // 2], gradients)
     except RuntimeError as error:  # ragged batches, views that assume one batch size
         return 1, f"micro-batches do not stack: {str(error).splitlines()[0]}"
-    off = max(
-        float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(stacked, one_by_one, strict=True)
+    distance, size = _norm(a - b for a, b in zip(stacked, one_by_one, strict=True)), _norm(one_by_one)
+    if distance < SAME_GRADIENT * size:
+        return len(
+            micro_batches
+        ), f"stacked and one by one, the gradient is the same to {distance / size:.0e}"
+    return (
+        1,
+        f"stacking would change the gradient by {distance:.1e} of {size:.1e}: examples of a batch interact",
     )
-    if off < SAME_GRADIENT:
-        return len(micro_batches), f"stacked and one by one, the gradient is the same to {off:.0e}"
-    return 1, f"stacking would change the gradient by {off:.0e}: examples of a batch interact"
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.norm()) ** 2 for tensor in tensors))
 
 
 def _gradient(passes: Passes, chunks: Sequence[Sequence[int]], gradients: Sequence[Tensor]) -> list[Tensor]:

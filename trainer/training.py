@@ -200,6 +200,7 @@ def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statist
 def _choose_execution(training: Training) -> None:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
+    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
     choice = None
     with group.in_step("the first micro-batches"):
         if group.rank == 0:
