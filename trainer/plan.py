@@ -1,6 +1,5 @@
 """The plan: everything that a recipe derives, computed before the run, shown and kept with it."""
 
-import fnmatch
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -251,15 +250,11 @@ def _endless_warmup(recipe: Recipe, rate: schedule.LearningRate) -> Iterator[Con
 
 def _freeze(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
     """Freeze what the recipe freezes, and name the patterns that freeze nothing or everything."""
-    names = dict(model.named_parameters())
     for pattern in recipe.init.freeze:
-        frozen = fnmatch.filter(names, pattern)
-        if not frozen:
-            wrong = f"{pattern} matches none of the model's parameters"
-            yield "init.freeze", wrong, f"they are {', '.join(names)}"
-        for name in frozen:
-            names[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in names.values()):
+        if not weights.freeze(model, pattern):
+            names = ", ".join(name for name, _ in model.named_parameters())
+            yield "init.freeze", f"{pattern} matches none of the model's parameters", f"they are {names}"
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         yield "init.freeze", "leaves no parameter to train", "freeze fewer"
 
 
@@ -267,7 +262,7 @@ def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
     """Patterns of the optimizer's groups that match no parameter."""
     import optim
 
-    for key in ("no_decay", "no_adapt"):
+    for key in ("no_decay", "no_adapt", "lr_multipliers"):
         try:
             optim.group_parameters(model, **{key: getattr(recipe.optimizer, key)})
         except ValueError as error:

@@ -137,6 +137,10 @@ class Optimizer(Section):
         default="default",
         description="name patterns without trust ratio; `default`: biases and normalisation; null: none",
     )
+    lr_multipliers: dict[str, Positive] = Field(
+        default={},
+        description="name patterns and what their learning rate is multiplied by; the first match counts",
+    )
 
     @property
     def hyper(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -166,9 +165,8 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
     model = task.model().to(group.device)
-    for name, parameter in model.named_parameters():
-        if any(fnmatch(name, pattern) for pattern in recipe.init.freeze):
-            parameter.requires_grad_(False)
+    for pattern in recipe.init.freeze:
+        weights.freeze(model, pattern)
     if recipe.init.from_ is not None:
         weights.put(weights.find(recipe.init.from_, recipe.checkpoint.dir), model)
     if group.size > 1:  # a model may draw its first weights from anywhere
@@ -179,7 +177,12 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
 
 def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[torch.optim.Optimizer, list[str]]:
     section = recipe.optimizer
-    grouping = optim.group_parameters(model, no_decay=section.no_decay, no_adapt=section.no_adapt)
+    grouping = optim.group_parameters(
+        model,
+        no_decay=section.no_decay,
+        no_adapt=section.no_adapt,
+        lr_multipliers=section.lr_multipliers,
+    )
     optimizer = optim.build(
         section.name, grouping.groups, flatten=True, **{**section.hyper, "lr": plan.peak_lr}
     )

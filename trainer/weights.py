@@ -1,7 +1,10 @@
-"""Weights to start from: out of a safetensors file, a checkpoint, or another run."""
+"""Weights to start from, out of a safetensors file, a checkpoint or another run, and those that stay as they
+start.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +56,15 @@ def put(path: Path, model: nn.Module) -> None:
             "give weights of this task's model"
         )
     model.load_state_dict(weights)
+
+
+def freeze(model: nn.Module, pattern: str) -> list[str]:
+    """Take the parameters whose names match a pattern out of training; returns their names."""
+    names = dict(model.named_parameters())
+    frozen = fnmatch.filter(names, pattern)
+    for name in frozen:
+        names[name].requires_grad_(False)
+    return frozen
 
 
 def _read(path: Path) -> dict[str, Tensor]:

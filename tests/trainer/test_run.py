@@ -356,3 +356,19 @@ def test_too_many_bad_examples_stop_the_run_on_all_workers(crew: Crew, tmp_path:
     outcomes = crew.run(2, run_worker, order(tmp_path, chosen, MostlyBroken))
     assert {outcome.status for outcome in outcomes} == {"FAILED"}
     assert all("task.skip_bad allows 3" in str(outcome.reason) for outcome in outcomes)
+
+
+def test_a_multiplied_learning_rate_moves_its_parameters_so_much_further(tmp_path: Path):
+    moved = []
+    for factor in (1.0, 3.0):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        optimizer = {"name": "sgd", "lr": 0.01, "lr_multipliers": {"4.*": factor}}
+        one_step = recipe(optimizer=optimizer, train={"epochs": 0.3}, schedule={"warmup": None})
+        assert run_worker(order(folder, one_step)).status == "FINISHED"
+        moved.append(load_file(folder / "model.safetensors"))
+    torch.manual_seed(3)
+    start = SpineTask().model().state_dict()
+    distances = {name: [model[name] - start[name] for model in moved] for name in ("0.weight", "4.weight")}
+    assert torch.equal(*distances["0.weight"])
+    torch.testing.assert_close(3 * distances["4.weight"][0], distances["4.weight"][1], rtol=1e-3, atol=1e-7)
