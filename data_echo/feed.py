@@ -14,12 +14,14 @@ from data_echo.buffer import ExampleBuffer
 from data_echo.draws import Draws
 from data_echo.errors import DataError
 from data_echo.mixing import Ints
-from data_echo.preparer import Order, Preparer
+from data_echo.preparer import Block, Order, Preparer
 from data_echo.schedule import LaneReader, MicroBatch, Schedule
 
 # Orders are small enough to share out and to start soon, and large enough that their own cost vanishes.
-_ORDER_EXAMPLES = 256
+_ORDER_EXAMPLES = 512
 _ORDER_BYTES = 8 * 2**20
+_ORDER_S = 0.05
+_LEAST_DEPTH = 8  # orders
 
 
 class Feed:
@@ -35,7 +37,8 @@ class Feed:
         position: the run's micro-batch number from which on it does.
         device: where micro-batches are wanted.
         seed: of the draws after the echo.
-        depth: orders under way at once, at most: the bound on work and memory ahead of need.
+        depth: orders under way at once, at most: the bound on work and memory ahead of need. None: two for
+            each of the preparer's processes, and eight at least.
         fresh_augment: whether each copy of an example is augmented anew (echo before augmentation) or all
             alike (after it).
         on_host: keep waiting examples in the host's memory, where the device's is too small for the capacity.
@@ -51,11 +54,11 @@ class Feed:
         position: int = 0,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        depth: int = 8,
+        depth: int | None = None,
         fresh_augment: bool = True,
         on_host: bool = False,
     ) -> None:
-        if depth < 1:
+        if depth is not None and depth < 1:
             raise DataError(f"feed: depth: {depth} orders under way; at least 1")
         self._schedule = schedule
         self._preparer = preparer
@@ -137,7 +140,8 @@ class Feed:
         self._buffer = ExampleBuffer(self._device, 0)
 
     def _order_ahead(self) -> None:
-        while self._under_way < self._depth:
+        depth = self._depth or max(_LEAST_DEPTH, 2 * self._preparer.processes)
+        while self._under_way < depth:
             # Lanes advance together, so the one with the least ordered runs dry first.
             self._order(min(self._lanes.values(), key=lambda lane: (lane.ordered, lane.turns_away)))
 
@@ -156,9 +160,15 @@ class Feed:
         started = time.perf_counter()
         block = self._preparer.collect(ticket)
         self.waited_s += time.perf_counter() - started
-        example_bytes = sum(array.nbytes for array in block.values()) // len(fresh)
-        self._order_examples = min(_ORDER_EXAMPLES, max(1, _ORDER_BYTES // max(1, example_bytes)))
         self._buffer.release(lane.keep(fresh, self._buffer.put(block)))
+        self._order_examples = self._fitting(block)
+
+    def _fitting(self, block: Block) -> int:
+        """Examples of an order that is neither too large nor too long, judged by a block that came."""
+        examples, tally = len(next(iter(block.values()))), self._preparer.tally
+        by_size = _ORDER_BYTES * examples // max(1, sum(array.nbytes for array in block.values()))
+        by_time = int(_ORDER_S * tally.examples / max(tally.work_s, 1e-9))
+        return max(1, min(_ORDER_EXAMPLES, by_size, by_time))
 
 
 class _Lane:

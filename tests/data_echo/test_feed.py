@@ -113,7 +113,7 @@ def test_changes_reach_running_feeds(position: int, changes: list[tuple[int, flo
         assert_serves(feeds[j % 6 % workers], schedule, j)
         j += 1
     held = sum(feed.counters()["held"] for feed in feeds)
-    assert held <= 6 * (schedule.span() + 2 * 256)
+    assert held <= 6 * (schedule.span() + 2 * 512)
 
 
 @pytest.mark.parametrize("factor", [1, 1.5, 2, 2.6, 4])
@@ -125,7 +125,7 @@ def test_memory_is_bounded_by_capacity_and_orders(factor: float) -> None:
         feed.micro_batch(j)
         held = feed.counters()["held"]
         # Live examples, a block on its way in, and for each lane what is left of one order.
-        assert held <= 200 + 6 * (8 + 256)
+        assert held <= 200 + 6 * (8 + 512)
         if j > 1000:
             sizes.add(feed.counters()["buffer_bytes"])
     assert len(sizes) == 1
@@ -139,7 +139,7 @@ def test_orders_ahead_are_bounded(depth: int) -> None:
         feed.micro_batch(j)
     assert preparer.most <= depth + 1
     served = schedule_of().fresh_served(500)
-    assert preparer.examples <= served + (depth + 6 + 1) * 256
+    assert preparer.examples <= served + (depth + 6 + 1) * 512
 
 
 @pytest.mark.gpu
@@ -162,7 +162,7 @@ def test_a_start_in_the_middle_reads_only_what_is_live() -> None:
     for j in range(position, position + served):
         feed.micro_batch(j)
     fresh = schedule.fresh_served(position + served) - schedule.fresh_served(position)
-    assert preparer.examples <= fresh + 512 + 4 * schedule.span() + 6 * 256
+    assert preparer.examples <= fresh + 512 + 4 * schedule.span() + 6 * 512
 
 
 def test_each_copy_is_augmented_anew_or_all_alike() -> None:
@@ -233,11 +233,21 @@ def test_no_depth_is_refused() -> None:
 
 def test_orders_of_heavy_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_echo.feed._ORDER_BYTES", 20 * (8 + 2 * 4 + 1))
+    monkeypatch.setattr("data_echo.feed._ORDER_S", 1e9)
     schedule, preparer = schedule_of(), Counting()
     feed = Feed(schedule, preparer, lanes=range(6), seed=5, depth=2)
     for j in range(300):
         assert_serves(feed, schedule, j)
     assert set(preparer.sizes[3:]) == {20}
+
+
+def test_orders_of_slow_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_echo.feed._ORDER_S", 0.0)
+    schedule, preparer = schedule_of(), Counting()
+    feed = Feed(schedule, preparer, lanes=range(6), seed=5, depth=2)
+    for j in range(30):
+        assert_serves(feed, schedule, j)
+    assert set(preparer.sizes[3:]) == {1}
 
 
 class AnyKind(Numbers):
@@ -298,4 +308,4 @@ def test_memory_stays_flat() -> None:
         feed.micro_batch(j)
     assert feed.counters()["received_bytes"] - received > 1.2e9
     assert resident_mb() - before < 20
-    assert feed.counters()["buffer_bytes"] < 20_008 * (1024 + 4 * (64 + 2 * 256)) * 1.3
+    assert feed.counters()["buffer_bytes"] < 20_008 * (1024 + 4 * (64 + 2 * 512)) * 1.3
