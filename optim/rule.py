@@ -40,7 +40,7 @@ class Rule(Flattening):
     elements: ClassVar[tuple[str, ...]] = ()
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
-    stages: ClassVar[tuple[Function, ...]] = ()
+    stages: ClassVar[tuple[Function | None, ...]] = ()
     shaped: ClassVar[bool] = False
     """Whether the stages look at a tensor's dimensions, so that it must not be cut."""
 
@@ -79,7 +79,7 @@ class Rule(Flattening):
         return {}
 
     @classmethod
-    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function, ...]:
+    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         """The stages that these groups' options need."""
         return cls.stages
 

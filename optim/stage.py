@@ -83,14 +83,14 @@ def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:
 
 @cache
 def stages_of(
-    functions: tuple[Function, ...], layer_states: tuple[str, ...]
+    functions: tuple[Function | None, ...], layer_states: tuple[str, ...]
 ) -> list[tuple[Stage, Function | None]]:
     """Pair each function of numbers with the function of layers that follows it."""
     pairs = []
-    for at in range(0, len(functions), 2):
-        judge = functions[at + 1] if at + 1 < len(functions) else None
+    for function, judge in zip(functions[::2], (*functions[1::2], None), strict=False):
+        assert function is not None
         asked = arguments(judge) if judge else ()
-        pairs.append((Stage(functions[at], tuple(n for n in asked if n not in layer_states)), judge))
+        pairs.append((Stage(function, tuple(name for name in asked if name not in layer_states)), judge))
     return pairs
 
 

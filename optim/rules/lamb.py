@@ -90,5 +90,5 @@ class LAMB(Rule):
     stages = (survey, clip, measure, judge, move)
 
     @classmethod
-    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function, ...]:
+    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         return cls.stages if any(group["max_grad_norm"] for group in groups) else cls.stages[2:]

@@ -19,10 +19,14 @@ def largest(x: Tensor, axis: int) -> Tensor:
     return x.amax(others, keepdim=True) if others else x
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor | None, *mu: Tensor) -> Values:
+def cover(h: Any, *mu: Tensor) -> Values:
+    return {"q": reduce(torch.minimum, mu[1:])} if len(mu) > 1 else {}
+
+
+def move(h: Any, p: Tensor, g: Tensor, m: Tensor | None, q: Tensor | None, *mu: Tensor) -> Values:
     g2 = h.gain * g * g
     if h.variant == "II":
-        nu = h.keep * reduce(torch.minimum, mu) + g2
+        nu = h.keep * (mu[0] if q is None else torch.minimum(mu[0], q)) + g2
         new_mu = [largest(nu, k) for k in range(len(mu))]
     else:
         new_mu = [h.keep * mu_k + largest(g2, k) for k, mu_k in enumerate(mu)]
@@ -60,7 +64,7 @@ class SM3(Rule):
     variant: Literal["I", "II"] = "II"
 
     shaped = True
-    stages = (move,)
+    stages = (cover, None, move)
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
@@ -69,6 +73,10 @@ class SM3(Rule):
 
         accumulators = {f"mu{k}": along(k) for k in range(max(1, len(shape)))}
         return accumulators | ({"m": shape} if h["momentum"] else {})
+
+    @classmethod
+    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
+        return {"q": torch.Size((1, *shape[1:]))} if len(shape) > 1 else {}
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
