@@ -77,7 +77,7 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
     """Train a recipe: on Ray workers, in this process, or as one of torchrun's."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep train {recipe}")
-    from cluster import driver
+    from cluster import driver, launch
     from cluster import local as in_one_process
     from cluster.screen import Screen
 
@@ -85,13 +85,13 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
         return in_one_process.train_under_torchrun(recipe, overrides, resume)
     screen = Screen()
     if local:
-        prepared = driver.prepare(recipe, (*overrides, "run.workers=1"), screen)
-        return driver.train(prepared, in_one_process.in_process, screen, resume=resume)
-    from cluster import launch
-
+        overrides = (*overrides, "run.workers=1")
     prepared = driver.prepare(recipe, overrides, screen)
-    if not launch.address_of(address):
+    address = None if local else launch.address_of(address)
+    if address is None:
         launch.refuse_what_does_not_fit(prepared.recipe)
+    if local:
+        return driver.train(prepared, in_one_process.in_process, screen, resume=resume)
     return driver.train(prepared, launch.on(address), screen, resume=resume, keep_noise=True)
 
 

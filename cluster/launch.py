@@ -34,7 +34,7 @@ CALM = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the user's relative paths are relative to the folder of the command
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # the log holds all that the workers print
 }
@@ -50,8 +50,8 @@ LOOPBACK_ONLY = {
 
 
 def on(address: str | None) -> Callable[[Run], None]:
-    """How to launch on the cluster at `address`, else at RAY_ADDRESS, else on one of our own."""
-    return partial(launch, address=address_of(address))
+    """How to launch on the cluster at `address`; None: on one of our own."""
+    return partial(launch, address=address)
 
 
 def address_of(address: str | None) -> str | None:
@@ -100,14 +100,14 @@ def _own_cluster(run: Run) -> Iterator[None]:
     os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     _make_importable(Path.cwd())
     settings = run.order.recipe.run
-    with run.stage("Ray"):
-        _start(
-            address="local",
-            num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
-            include_dashboard=False,
-            _temp_dir=str(folder),
-        )
     try:
+        with run.stage("Ray"):
+            _start(
+                address="local",
+                num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            )
         yield
     finally:
         _stop()
@@ -126,9 +126,9 @@ def _remove(folder: Path) -> None:
 def _existing_cluster(run: Run, address: str) -> Iterator[None]:
     """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
-    with run.stage(f"Ray at {address}"):
-        _start(address=address, runtime_env=None if in_job() else code_for_workers())
     try:
+        with run.stage(f"Ray at {address}"):
+            _start(address=address, runtime_env=None if in_job() else code_for_workers())
         yield
     finally:
         _stop()

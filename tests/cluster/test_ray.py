@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import Command, journal, run, user_folder
-from tests.cluster.machine import Process, ports, remaining
+from tests.cluster.commands import WAIT_S, Command, journal, run, user_folder
+from tests.cluster.machine import Process, ports, remaining, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -65,6 +65,18 @@ def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
     assert status_in_mlflow(folder) == "KILLED"
 
 
+def test_ctrl_c_while_ray_starts_leaves_nothing_either(folder):
+    command = Command("train", "tiny.yaml", cwd=folder)
+    until(lambda: any("gcs_server" in each.command for each in command.family()), WAIT_S)
+    family = command.family()
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    assert "Traceback" not in command.output
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
+    assert remaining(family) == []
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+
+
 def status_in_mlflow(folder: Path) -> str:
     from mlflow import MlflowClient
 
@@ -115,4 +127,5 @@ def test_a_loss_that_is_nan_stops_the_run_at_once_with_its_reason(folder):
     (end,) = journal(folder / "runs/tiny-001", "end")
     assert end["status"] == "FAILED"
     assert f"failed: {end['reason']}" in command.output
-    assert len(journal(folder / "runs/tiny-001", "start")) == 1
+    starts = [line for line in journal(folder / "runs/tiny-001", "stage") if line["name"] == "2 workers"]
+    assert len(starts) == 1
