@@ -178,6 +178,8 @@ def main() -> None:
     examples = len(Pictures(options.folder).source("train"))
     pass_batches = examples // BATCH
     load = os.getloadavg()[0]
+    # Ray's processes are nice by default, a DataLoader's are not: beside other work that decides.
+    os.environ["RAY_worker_niceness"] = "0"
     ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
 
     began = time.perf_counter()
@@ -202,13 +204,13 @@ def main() -> None:
             own_us[name] = (time.process_time() - own) * microseconds
             rates[name].append(BATCH * len(seconds) / seconds.sum())
             new_pass = seconds[pass_batches - 1 : pass_batches + 3]
-            gaps[name].append(float(new_pass.max() / np.median(seconds)))
+            gaps[name].append(float(new_pass.max() / seconds.mean()))
     for name in runs:
         low, high = min(rates[name]), max(rates[name])
         middle, gap = statistics.median(rates[name]), statistics.median(gaps[name])
         print(f"{name}: {middle:,.0f} examples/s ({low:,.0f} to {high:,.0f})")
         print(f"    CPU microseconds per example: {statistics.median(costs[name]):.0f} preparing, ", end="")
-        print(f"{own_us[name]:.0f} receiving; longest of the batches at a new pass: {gap:.1f} of the median")
+        print(f"{own_us[name]:.0f} receiving; longest of the batches at a new pass: {gap:.1f} of the mean")
     for what, pairs in {
         "rate": zip(*rates.values(), strict=True),
         "CPU": zip(*costs.values(), strict=True),
