@@ -80,6 +80,7 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     assert not (folder / "runs/tiny-002").exists()
 
 
+@pytest.mark.slow
 def test_resume_of_nothing_and_of_a_finished_run_is_refused(folder):
     nothing = run("train", "tiny.yaml", "--local", "--resume", cwd=folder)
     assert nothing.process.returncode == 2
@@ -90,6 +91,7 @@ def test_resume_of_nothing_and_of_a_finished_run_is_refused(folder):
     assert "runs/tiny-001 is finished" in finished.output
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_being_trained_in_is_left_alone(folder):
     first = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
     first.wait_for("validation at step")
