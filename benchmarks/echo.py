@@ -1,6 +1,6 @@
 """What echoing gains: CIFAR-10 with preprocessing about four times slower than training.
 
-    python benchmarks/echo.py ../shared/data/cifar10 [--clock both] [--plot docs/echo.png]
+    python benchmarks/echo.py path/to/cifar10 [--clock both] [--plot docs/echo.png]
 
 Every example is decoded, cleaned by a median filter and shrunk to 8 x 8; a small perceptron learns from them
 with SGD and momentum until its validation loss reaches the target, in at most one pass over the data. The

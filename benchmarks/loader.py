@@ -1,7 +1,7 @@
 """The pool against torch's DataLoader and Ray Data: CIFAR-10 JPEGs from Parquet, the same decoder, one
 process.
 
-    python benchmarks/loader.py ../shared/data/cifar10 [--ray-data]
+    python benchmarks/loader.py path/to/cifar10 [--ray-data]
 
 Prints examples per second of each over whole passes (interleaved rounds, median and range), the first batch's
 seconds after Ray is up, the longest gap at a new pass, and the share of its time that a loop waits when the
@@ -179,7 +179,7 @@ def main() -> None:
     pass_batches = examples // BATCH
     load = os.getloadavg()[0]
     # Ray's processes are nice by default, a DataLoader's are not: beside other work that decides.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
 
     began = time.perf_counter()
