@@ -11,6 +11,7 @@ pytorch_optimizer and torch where they are installed. `--check` exits with 1 whe
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or its workers' CPU time would not be counted
 
 import optim
 from optim.registry import rules
