@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from cluster import run_folder
+from cluster.interruption import interruptible
 from cluster.screen import Screen
 from trainer import door, tracking
 from trainer import journal as journals
@@ -31,14 +30,6 @@ MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is comp
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 TROUBLE_PATIENCE_S = 5.0  # and for one that does not
 INTERRUPTED_PATIENCE_S = 15.0  # and when somebody waits for the prompt
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was told to stop, by Ctrl-C or by another signal that asks for it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def train(
         history = journal.size
         journal.write("stage", name="recipe and plan", seconds=prepared.seconds)
         screen.say(f"  run folder: {near(folder)}")
-        stack.enter_context(_interruptible())
+        stack.enter_context(interruptible())
         if tracking.wanted(recipe):
             stack.enter_context(_tracked(folder, screen))
         stack.enter_context(_ended(folder, journal))
@@ -214,24 +205,6 @@ def _write_end(folder: Path, journal: Journal, status: str, reason: str) -> Line
         end = last_line(folder)
     assert end is not None
     return end
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop a run as Ctrl-C does; once it is being stopped, further ones change nothing."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.interruption import interruptible
 from cluster.screen import Screen
 from trainer import tracking
 from trainer.errors import Refusal, Stopped
@@ -33,7 +34,7 @@ def serve(uri: str | None, port: int | None, screen: Screen) -> None:
     if uri.startswith("sqlite:///") and not file.exists():
         raise Refusal(f"{file}: there is no such database; go to the folder that the runs were started from")
     port = port or _free_port()
-    with _server(uri, port, screen) as server:
+    with interruptible(), _server(uri, port, screen) as server:
         screen.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
         server.wait()
 

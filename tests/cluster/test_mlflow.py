@@ -69,7 +69,8 @@ def test_a_run_that_is_killed_outright_is_marked_by_its_writer(folder):
     assert the_run(folder)[1].info.status == "KILLED"
 
 
-def test_the_ui_answers_on_loopback_and_leaves_nothing(folder):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_the_ui_answers_on_loopback_and_leaves_nothing(folder, number, code):
     refused = run("ui", cwd=folder)
     assert refused.process.returncode == 2
     assert "mlflow.db: there is no such database" in refused.output
@@ -82,6 +83,6 @@ def test_the_ui_answers_on_loopback_and_leaves_nothing(folder):
     family = command.family()
     assert address.rpartition(":")[2] in {str(port.port) for port in ports(family)}
     assert [port for port in ports(family) if not port.is_loopback] == []
-    command.send(signal.SIGINT)
-    assert command.wait() == 130, command.output
+    command.send(number)
+    assert command.wait() == code, command.output
     assert remaining(family) == []
