@@ -36,6 +36,7 @@ CALM = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the user's relative paths are relative to the folder of the command
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # not 15: training is what the machine is for
     "RAY_DEDUP_LOGS": "0",  # the log holds all that the workers print
 }
 LOOPBACK_ONLY = {

@@ -27,8 +27,8 @@ class AutomaticFactor:
     def __init__(self, cap: float, before: Decided):
         self.controller = FactorController(cap=cap)
         self.last_decision = max((position for position, _ in before), default=-1)
-        self.busy_s = 0.0
-        self.served = 0
+        self.busy_s, self.served = 0.0, 0  # of the steps since the last look
+        self.worked_s, self.prepared = 0.0, 0.0  # of the pool, at the last look
 
     def after(self, step: Step, training: Training, record: Record) -> None:
         """Take a step's times in, and now and then decide."""
@@ -43,7 +43,13 @@ class AutomaticFactor:
             training.schedule.change(position, factor)
 
     def _proposal(self, training: Training) -> float | None:
-        upstream_s, downstream_s = training.feed.upstream_s(), self.busy_s / self.served
+        counters = training.feed.counters()
+        worked_s, prepared = counters["work_s"] - self.worked_s, counters["prepared"] - self.prepared
+        downstream_s = self.busy_s / self.served
         self.busy_s, self.served = 0.0, 0
+        if not prepared:
+            return None
+        self.worked_s, self.prepared = counters["work_s"], counters["prepared"]
+        upstream_s = worked_s / prepared / counters["processes"]
         now = float(training.schedule.factor(training.progress.position))
-        return self.controller.propose(upstream_s, downstream_s, now) if upstream_s else None
+        return self.controller.propose(upstream_s, downstream_s, now)

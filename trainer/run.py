@@ -106,8 +106,10 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
 def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Record) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe = training.recipe
-    is_automatic = recipe.echo.factor == "auto"
-    echo = AutomaticFactor(recipe.echo.cap, training.decisions.echo_factors) if is_automatic else None
+    echo = None
+    if recipe.echo.factor == "auto":
+        cap = min(recipe.echo.cap, training.schedule.largest_factor())
+        echo = AutomaticFactor(cap, training.decisions.echo_factors)
     for step in steps(training):
         record.write("step", **_numbers(training, step))
         skipped.after_step(record)

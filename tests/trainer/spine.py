@@ -42,7 +42,7 @@ class SpineTask:
 
     def model(self) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(FEATURES, 24),
+            nn.Linear(FEATURES, 24, bias=False),  # before a batch norm a bias has no gradient but rounding
             nn.BatchNorm1d(24),
             nn.ReLU(),
             nn.Dropout(self.dropout) if self.dropout else nn.Identity(),
