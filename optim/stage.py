@@ -110,7 +110,7 @@ def over_rows(x: Tensor, reduction: str) -> Tensor:
     Compiled code that runs down columns is slow: there eight neighbours are joined first.
     """
     reduce = getattr(torch, reduction)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or x.shape[0] < 16:
         return reduce(x, 0, keepdim=True)
     eights = x.shape[0] // 8
     head = reduce(reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1), 0, keepdim=True)

@@ -135,3 +135,16 @@ def test_nothing_is_kept_that_grows(name, engine, flatten):
     after_two = arrays()
     cases.train(optimizer, gradients[2:], rates)
     assert arrays() == after_two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_factored_rules_compile_for_few_rows_too(name):
+    start, gradients, rates = cases.history([(3, 8192), (30, 1000), (700, 33)], steps=2)
+    compiled, whole = (
+        cases.built(name, cases.tensors(start, torch.float32), e) for e in ("compiled", "tensor")
+    )
+    for p, q in zip(
+        cases.train(compiled, gradients, rates), cases.train(whole, gradients, rates), strict=True
+    ):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6 * float(q.detach().abs().max()))
