@@ -39,7 +39,7 @@ class Evaluation:
         sums: dict[str, Tensor] = {}
         with self.group.in_step(f"evaluating {self.split}"), torch.inference_mode():
             for block in self._prepared():
-                batch = {key: torch.as_tensor(value).to(self.group.device) for key, value in block.items()}
+                batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
                 for name, (total, count) in self._metrics(model, batch).items():
                     sums[name] = sums.get(name, 0) + self._fixed(total, count)
         model.train(was_training)
