@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.cluster.machine import Process, descendants
 
@@ -75,6 +76,8 @@ def environment(**more: str) -> dict[str, str]:
 class Command:
     """A running `lockstep`, whose output is gathered as it comes."""
 
+    started: ClassVar[list["Command"]] = []  # what a test that fails in between leaves to its clean-up
+
     def __init__(self, *arguments: str, cwd: Path, python: str = sys.executable, **more: str) -> None:
         self.process = subprocess.Popen(
             [python, "-m", "cluster.cli", *arguments],
@@ -89,6 +92,7 @@ class Command:
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self.started.append(self)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -132,3 +136,11 @@ def journal(folder: Path, kind: str) -> list[dict[str, Any]]:
     """The journal's lines of one kind."""
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    """Until a run has a whole checkpoint."""
+    deadline = time.monotonic() + WAIT_S
+    while not list(folder.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)

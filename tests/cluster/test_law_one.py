@@ -3,12 +3,11 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import WAIT_S, Command, journal, run
+from tests.cluster.commands import Command, journal, run, wait_for_checkpoint
 from tests.cluster.machine import remaining
 from trainer.checkpoint import Checkpoints, load
 
@@ -67,7 +66,7 @@ def test_the_same_bits_after_a_process_was_killed(folder: Path, victim: str):
     assert alone.process.returncode == 0, alone.output
     command = Command("train", "spine.yaml", *longer, cwd=folder)
     command.wait_for("step")
-    wait_for_checkpoint(folder / "runs/spine-002/checkpoints")
+    wait_for_checkpoint(folder / "runs/spine-002")
     family = command.family()
     name = {"a worker": "RayTrainWorker", "the pool": "PoolActor"}[victim]
     victims = [process for process in family if name in process.command]
@@ -76,10 +75,3 @@ def test_the_same_bits_after_a_process_was_killed(folder: Path, victim: str):
     assert command.wait() == 0, command.output
     assert remaining(family) == []
     assert traces(folder, "spine-001") == traces(folder, "spine-002")
-
-
-def wait_for_checkpoint(folder: Path) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not list(folder.glob("step-*")):
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.05)

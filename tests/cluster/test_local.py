@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import Command, environment, journal, run, user_folder
+from tests.cluster.commands import (
+    Command,
+    environment,
+    journal,
+    run,
+    user_folder,
+    wait_for_checkpoint,
+)
 from tests.cluster.machine import remaining
 
 
@@ -63,7 +70,7 @@ def test_a_run_that_is_told_to_stop_is_marked_and_can_go_on(folder, number, code
 
 def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
-    command.wait_for("validation at step")
+    wait_for_checkpoint(folder / "runs/tiny-001")
     command.send(signal.SIGINT)
     command.wait()
     saved = journal(folder / "runs/tiny-001", "checkpoint")
