@@ -27,6 +27,7 @@ from trainer.recipe import Recipe
 
 MOST_RESTARTS = 3  # of the worker group, after a worker or its node died
 WORKERS_PER_CORE = 2
+FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
 OURS = ("cluster", "data_echo", "optim", "trainer")
 NOT_UPLOADED = ["/runs/", "/mlruns/", "mlflow.db*", ".git/", ".venv/", "__pycache__/"]
@@ -94,7 +95,8 @@ def _connected(run: Run, address: str | None) -> AbstractContextManager[None]:
 @contextmanager
 def _own_cluster(run: Run) -> Iterator[None]:
     """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))  # sockets in it: the path has to be short
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -147,6 +149,14 @@ def _stop() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _sweep() -> None:
+    """Remove what clusters of drivers that were killed have left."""
+    for folder in Path("/tmp").glob(f"{FILES}*-*"):
+        owner = folder.name.removeprefix(FILES).partition("-")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_job() -> bool:
