@@ -63,11 +63,10 @@ def test_files_and_functions_stay_short(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_everything_public_says_what_it_is(path: Path):
     module = tree(path)
-    public = [
-        node
-        for node in module.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
-    ]
+    kinds: tuple[type[ast.stmt], ...] = (ast.ClassDef, ast.FunctionDef)
+    if path.is_relative_to("optim/rules"):
+        kinds = (ast.ClassDef,)  # a rule's functions are the lines of its class's docstring
+    public = [node for node in module.body if isinstance(node, kinds) and not node.name.startswith("_")]
     for node in public:
         assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
     # A file that holds one class is what the class is.

@@ -119,16 +119,7 @@ def build(
     schedule = planning.echo_schedule(recipe, plan.examples["train"])
     for position, factor in decisions.echo_factors:
         schedule.change(position, factor)
-    lanes = [lane for lane in range(recipe.batch.lanes) if group.owns(lane)]
-    feed = Feed(
-        schedule,
-        preparer,
-        lanes=lanes,
-        position=progress.position,
-        device=group.device,
-        seed=recipe.seed,
-        fresh_augment=recipe.echo.at == "before_augment",
-    )
+    feed = _feed(recipe, group, schedule, preparer, progress.position)
     passes = Passes(
         task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
     )
@@ -148,16 +139,22 @@ def build(
         progress=progress,
         decisions=decisions,
     )
+    _settle(training, state)
+    return training
+
+
+def _settle(training: Training, state: State | None) -> None:
+    """What needs a built training: its average, and how its passes run, chosen or as it was."""
+    recipe, passes = training.recipe, training.passes
     if recipe.train.average is not None:
         training.average = RunningAverage(training)
-    if state is not None:
-        if training.average is not None:
+        if state is not None:
             training.average.average.load_state_dict(state["average"])
+    if state is not None:
         passes.execution = Execution(**state["execution"])
     elif recipe.run.reduction == "fast":
         _choose_execution(training)
     torch.set_num_threads(passes.execution.threads)
-    return training
 
 
 def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
@@ -198,6 +195,18 @@ def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statist
     if recipe.run.reduction == "exact":
         return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, _parameters(optimizer), statistics)
+
+
+def _feed(recipe: Recipe, group: Group, schedule: Schedule, preparer: Preparer, position: int) -> Feed:
+    return Feed(
+        schedule,
+        preparer,
+        lanes=[lane for lane in range(recipe.batch.lanes) if group.owns(lane)],
+        position=position,
+        device=group.device,
+        seed=recipe.seed,
+        fresh_augment=recipe.echo.at == "before_augment",
+    )
 
 
 def _choose_execution(training: Training) -> None:
