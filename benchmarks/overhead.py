@@ -68,13 +68,15 @@ def decoded(path: str) -> dict[str, np.ndarray]:
 
 def lockstep(path: str) -> Iterator[float]:
     """Losses of Lockstep's loop, a step each."""
-    recipe = Recipe(
-        name="overhead",
-        task={"use": "trainer.tasks.cifar10:Cifar10", "with": {"path": path}},
-        batch={"size": BATCH, "micro": BATCH // WORKERS, "lanes": 8},
-        optimizer={"name": "nag", "lr": LEARNING_RATE, "momentum": 0.9},
-        train={"steps": 100_000},
-        run={"workers": WORKERS, "device": "cpu"},
+    recipe = Recipe.model_validate(
+        {
+            "name": "overhead",
+            "task": {"use": "trainer.tasks.cifar10:Cifar10", "with": {"path": path}},
+            "batch": {"size": BATCH, "micro": BATCH // WORKERS, "lanes": 8},
+            "optimizer": {"name": "nag", "lr": LEARNING_RATE, "momentum": 0.9},
+            "train": {"steps": 100_000},
+            "run": {"workers": WORKERS, "device": "cpu"},
+        }
     )
     task, group = InMemory(path), Group.join("cpu")
     training = build(recipe, planning.make(recipe, task), task, group, InlinePreparer(task, recipe.seed))
@@ -178,14 +180,16 @@ def run_arm(arm: str, path: str, count: int) -> dict[str, float]:
 def digits(count: int) -> None:
     """Microseconds of a step on digits beyond forward, backward and update on the same examples."""
     torch.set_num_threads(1)
-    recipe = Recipe(
-        name="overhead",
-        task={"use": "trainer.tasks.digits:Digits"},
-        batch={"size": 512, "micro": 64, "lanes": 8},
-        optimizer={"name": "lamb", "lr": 0.01},
-        echo={"factor": 2, "capacity": 512},
-        train={"steps": 100_000},
-        run={"device": "cpu", "stack": 8},
+    recipe = Recipe.model_validate(
+        {
+            "name": "overhead",
+            "task": {"use": "trainer.tasks.digits:Digits"},
+            "batch": {"size": 512, "micro": 64, "lanes": 8},
+            "optimizer": {"name": "lamb", "lr": 0.01},
+            "echo": {"factor": 2, "capacity": 512},
+            "train": {"steps": 100_000},
+            "run": {"device": "cpu", "stack": 8},
+        }
     )
     task: Digits = load(recipe.task)  # type: ignore[assignment]
     training = build(recipe, planning.make(recipe, task), task, Group(), InlinePreparer(task, 0))

@@ -5,11 +5,12 @@ It is found by trying before the first step, recorded with the run, and kept whe
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.passes import Passes
 
 MEASURED_TURNS = 3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SAME_GRADIENT = 1e-4  # relative; stacking reorders float32 sums, examples that interact differ by far more
 CPU_STACK_EXAMPLES = 1024  # beyond this a CPU's caches lose more than the fewer calls save
 
@@ -154,6 +156,16 @@ def _random_state(device: torch.device) -> Tensor:
 def stack_limit(device: torch.device, micro: int) -> int:
     """The most micro-batches of `micro` examples that are worth trying in one forward pass."""
     return max(1, CPU_STACK_EXAMPLES // micro) if device.type == "cpu" else 1 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, where it is glibc. A step's activations are freed and wanted
+    again in the next; to give them back to the system in between costs a page fault for every 4 KiB of them.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores_per_worker(workers: int) -> int:

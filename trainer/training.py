@@ -107,6 +107,8 @@ def build(
     """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
     `decisions` are those that the run took before.
     """
+    if group.device.type == "cpu":
+        execution.keep_freed_memory()
     progress = Progress(**state["progress"]) if state else Progress()
     model = _model(recipe, task, group)
     norms = BatchNorms(

@@ -80,7 +80,7 @@ def recipe(**changes: dict[str, Any]) -> Recipe:
     }
     for section, keys in changes.items():
         sections[section] = {**sections.get(section, {}), **keys}
-    return Recipe(name="spine", seed=3, **sections)
+    return Recipe.model_validate({"name": "spine", "seed": 3, **sections})
 
 
 @dataclasses.dataclass
