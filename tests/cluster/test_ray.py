@@ -23,7 +23,7 @@ def folders_of_cluster(family: list[Process]) -> list[Path]:
     """Where the cluster of these processes keeps its files: it is named in their commands."""
     return [
         Path(name)
-        for name in set(re.findall(r"/tmp/lockstep-\w+", " ".join(each.command for each in family)))
+        for name in set(re.findall(r"/tmp/lockstep-[\w-]+", " ".join(each.command for each in family)))
     ]
 
 
