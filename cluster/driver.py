@@ -193,6 +193,8 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
     except Exception as error:
         reason, cause = f"{type(error).__name__}: {error}", error
     end = _write_end(folder, journal, status, reason)
+    if end["status"] == "KILLED":
+        raise KeyboardInterrupt(end["reason"]) from cause
     if end["status"] != "FINISHED":
         raise Stopped(end["reason"]) from cause
 

@@ -41,8 +41,9 @@ class Checkpoints:
         self.wait()
         copied = _copy(state)
         target = self.folder / f"step-{step:08d}"
-        self._writing = threading.Thread(target=self._write, args=(target, copied), name="checkpoint")
-        self._writing.start()
+        writing = threading.Thread(target=self._write, args=(target, copied), name="checkpoint")
+        writing.start()
+        self._writing = writing  # not before: an interrupt in between would leave what cannot be waited for
         return target
 
     def wait(self) -> None:
