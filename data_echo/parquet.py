@@ -28,8 +28,8 @@ class ParquetSource:
         files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec
             addresses.
         columns: which; None for all.
-        cache_bytes: row groups kept in memory, at most. For data much larger than that, let the schedule deal
-            whole row groups (`Schedule(block=...)`), or every example costs the reading of a group.
+        cache_bytes: row groups kept in memory, at most. For data larger than that, let blocks of rows be
+            dealt (`batch.shuffle` in a recipe), or nearly every example costs the reading of a group.
 
     Raises:
         DataError: there is no such file or column.
@@ -78,6 +78,11 @@ class ParquetSource:
         first = next(number for number, (other, _) in enumerate(self._groups) if other == file)
         return f"{self._files.names[file]}:{int(self._starts[group] - self._starts[first]) + row}"
 
+    def rows_together(self) -> int:
+        """Rows of the largest row group, where the data do not fit into the cache."""
+        fits = self._bytes() <= self._cache_bytes
+        return 1 if fits else int(np.diff(self._starts).max())
+
     def fingerprint(self) -> dict[str, Any]:
         """Files with sizes and rows, and a hash of their footers."""
         digest = hashlib.sha256()
@@ -85,6 +90,19 @@ class ParquetSource:
             digest.update(json.dumps(reader.metadata.to_dict(), sort_keys=True, default=str).encode())
         rows = [reader.metadata.num_rows for reader in self._readers]
         return {"files": self._files.described(rows), "rows": len(self), "hash": digest.hexdigest()}
+
+    def _bytes(self) -> int:
+        """Bytes of all row groups in the columns that are read, once they are unpacked."""
+        total = 0
+        for file, group in self._groups:
+            stored = self._readers[file].metadata.row_group(group)
+            columns = (stored.column(number) for number in range(stored.num_columns))
+            total += sum(
+                column.total_uncompressed_size
+                for column in columns
+                if column.path_in_schema.partition(".")[0] in self._columns
+            )
+        return total
 
     def _checked(self, columns: Sequence[str] | None) -> list[str]:
         known = self._readers[0].schema_arrow.names

@@ -5,19 +5,18 @@ dot.
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_echo.errors import DataError
-from data_echo.files import FileSet
+import numpy as np
 
-_Place = tuple[int, int]  # offset and bytes within the shard
+from data_echo.files import FileSet, Stretches
+from data_echo.shard_index import ShardIndex, indexed
 
 
 class TarSource:
-    """Examples of tar shards, by number; each shard's headers are read once, at the start.
+    """Examples of tar shards, by number; each shard's headers are read once on a machine (see `indexed`).
 
     An example is {"__key__": name, ending: bytes, ...}, for example {"__key__": "000017", "jpg": ..., "cls":
     ...}.
@@ -25,59 +24,50 @@ class TarSource:
     Args:
         files: a folder, a pattern (`data/train-*.tar`), a file, or several; local paths or fsspec addresses.
             Not compressed: random access needs plain tar.
+        cache_bytes: what is fetched from an address is kept in memory up to this. For shards much larger than
+            that, let the schedule deal blocks of rows (`batch.shuffle` in a recipe).
 
     Raises:
         DataError: there is no such file, or it is no plain tar.
     """
 
-    def __init__(self, files: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, files: str | Path | Sequence[str | Path], *, cache_bytes: int = 2**30) -> None:
         self._shards = FileSet(files, ".tar")
-        self._opened: dict[int, Any] = {}
-        self._examples: list[tuple[int, str, dict[str, _Place]]] = []
-        self._counts = []
-        for shard, name in enumerate(self._shards.names):
-            before = len(self._examples)
-            self._index(shard, name)
-            self._counts.append(len(self._examples) - before)
+        self._indices = [indexed(self._shards, name) for name in self._shards.names]
+        self._ends = np.cumsum([len(index) for index in self._indices])
+        self._cache_bytes = cache_bytes
+        self._bytes = Stretches(cache_bytes)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, key, places = self._examples[index]
-        file = self._file(shard)
-        example: dict[str, Any] = {"__key__": key}
-        for ending, (offset, size) in places.items():
-            file.seek(offset)
-            example[ending] = file.read(size)
+        name, shard, row = self._place(index)
+        example: dict[str, Any] = {"__key__": shard.key(row)}
+        for ending, offset, size in shard.files(row):
+            example[ending] = self._bytes.read(name, offset, size)
         return example
 
     def origin(self, index: int) -> str:
         """`shard:key`."""
-        shard, key, _ = self._examples[index]
-        return f"{self._shards.names[shard]}:{key}"
+        name, shard, row = self._place(index)
+        return f"{name}:{shard.key(row)}"
+
+    def rows_together(self) -> int:
+        """Examples of the largest shard, where shards at an address do not fit into the cache."""
+        remote = [name for name in self._shards.names if "://" in name]
+        fits = sum(map(self._shards.size, remote)) <= self._cache_bytes
+        return 1 if fits else max(map(len, self._indices))
 
     def fingerprint(self) -> dict[str, Any]:
         """Shards with sizes and examples, and a hash of the index."""
-        digest = hashlib.sha256(repr(self._examples).encode())
-        shards = self._shards.described(self._counts)
+        digest = hashlib.sha256(b"".join(index.digest() for index in self._indices))
+        shards = self._shards.described([len(index) for index in self._indices])
         return {"files": shards, "rows": len(self), "hash": digest.hexdigest()}
 
-    def _index(self, shard: int, name: str) -> None:
-        places: dict[str, dict[str, _Place]] = {}
-        try:
-            with self._shards.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isfile():
-                        folder, _, base = member.name.rpartition("/")
-                        stem, _, ending = base.partition(".")
-                        key = f"{folder}/{stem}" if folder else stem
-                        places.setdefault(key, {})[ending] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise DataError(f"shards: {name}: {error}; a whole, uncompressed tar file") from None
-        self._examples += [(shard, key, found) for key, found in places.items()]
-
-    def _file(self, shard: int) -> Any:
-        if shard not in self._opened:
-            self._opened[shard] = self._shards.open(self._shards.names[shard])
-        return self._opened[shard]
+    def _place(self, index: int) -> tuple[str, ShardIndex, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"shards: example {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        found = self._indices[shard]
+        return self._shards.names[shard], found, index - int(self._ends[shard]) + len(found)

@@ -17,7 +17,8 @@ class Source(Protocol):
 
     A source may also have
         `origin(index) -> str`: where an example comes from, as `file:row`, for error messages;
-        `fingerprint() -> dict`: what identifies the data (files, sizes, rows, hash of the index).
+        `fingerprint() -> dict`: what identifies the data (files, sizes, rows, hash of the index);
+        `rows_together() -> int`: rows that are read at once, where reading them apart costs far more; else 1.
     """
 
     def __len__(self) -> int: ...

@@ -1,9 +1,9 @@
 """Sources: rows by number, errors that name the file, fingerprints that notice a change."""
 
 import io
-import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,12 @@ from PIL import Image
 from data_echo import (
     ArraySource,
     DataError,
+    Deal,
     ExampleError,
     ImageFolderSource,
     InlinePreparer,
     Order,
     ParquetSource,
-    TarSource,
     TextSource,
     images,
 )
@@ -77,6 +77,34 @@ def test_parquet_with_hardly_any_cache(folder: Path) -> None:
     source = ParquetSource(folder / "train-*.parquet", ["label"], cache_bytes=1)
     assert [source[index]["label"] for index in (29, 0, 29, 15)] == [29, 0, 29, 15]
     assert len(source._cache) == 1
+
+
+def test_parquet_that_outgrows_its_cache_is_read_once_in_blocks(folder: Path) -> None:
+    whole = ParquetSource(folder / "train-*.parquet")
+    assert whole.rows_together() == 1
+    source = ParquetSource(folder / "train-*.parquet", cache_bytes=whole._bytes() // 2)
+    assert source.rows_together() == 7
+    assert ParquetSource(folder, ["label"], cache_bytes=whole._bytes() // 2).rows_together() == 1
+
+    def groups_read(block: int) -> int:
+        read: list[int] = []
+        source = ParquetSource(folder / "train-0.parquet", cache_bytes=1)  # one group at a time
+        group = source._readers[0].read_row_group
+        source._readers[0] = Spied(source._readers[0], lambda *a, **k: read.append(a[0]) or group(*a, **k))
+        for index in Deal(20, 1, 0, block=block, window=1).dealt(0, np.arange(20))[1]:
+            assert source[int(index)]["label"] == index
+        return len(read)
+
+    assert groups_read(7) == 3
+    assert groups_read(1) > 6
+
+
+class Spied:
+    """A reader of a Parquet file that is watched."""
+
+    def __init__(self, reader: Any, read_row_group: Any) -> None:
+        self.metadata, self.schema_arrow = reader.metadata, reader.schema_arrow
+        self.read_row_group = read_row_group
 
 
 def test_parquet_folder_and_files_and_addresses(folder: Path) -> None:
@@ -216,31 +244,6 @@ def test_image_folders(tmp_path: Path) -> None:
         ImageFolderSource(tmp_path / "dog")
     with pytest.raises(DataError, match="no such folder"):
         ImageFolderSource(tmp_path / "horse")
-
-
-def write_shard(path: Path, keys: range, mode: str = "w:") -> None:
-    with tarfile.open(path, mode) as tar:
-        for key in keys:
-            for ending, data in (("jpg", jpeg(key)), ("cls", str(key % 10).encode())):
-                member = tarfile.TarInfo(f"pictures/{key:06d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-def test_tar_shards(tmp_path: Path) -> None:
-    write_shard(tmp_path / "train-0.tar", range(5))
-    write_shard(tmp_path / "train-1.tar", range(5, 8))
-    source = TarSource(tmp_path / "train-*.tar")
-    assert len(source) == 8
-    for index in (7, 0, 5):
-        expected = {"__key__": f"pictures/{index:06d}", "jpg": jpeg(index), "cls": str(index).encode()}
-        assert source[index] == expected
-    assert source.origin(6).endswith("train-1.tar:pictures/000006")
-    assert [file["rows"] for file in source.fingerprint()["files"]] == [5, 3]
-    assert TarSource(f"file://{tmp_path}")[6] == source[6]
-    write_shard(tmp_path / "packed.tar", range(3), "w:gz")
-    with pytest.raises(DataError, match=r"shards: .*packed.tar: .*; a whole, uncompressed tar file"):
-        TarSource(tmp_path / "packed.tar")
 
 
 @given(
