@@ -1,6 +1,6 @@
 """What echoing gains: CIFAR-10 with preprocessing about four times slower than training.
 
-    python benchmarks/echo.py path/to/cifar10 [--clock both] [--plot docs/echo.png]
+    python benchmarks/echo.py path/to/cifar10 [--clock wall] [--seeds 0 1 2] [--plot docs/echo.png]
 
 Every example is decoded, cleaned by a median filter and shrunk to 8 x 8; a small perceptron learns from them
 with SGD and momentum until its validation loss reaches the target, in at most one pass over the data. The
@@ -9,18 +9,24 @@ rate is halved while the factor is 3 or more, for every arm alike. Two clocks:
 * virtual: an example costs R = 4 upstream and 1 downstream, side by side; the pipeline's time follows from
   which examples are fresh. Counts are exact and the machine's load does not matter.
 * wall: a pool of one Ray actor and the training process, each on a core of its own.
+
+With `--results FILE` every run is kept in that file, and one that is there is not made again: so the runs can
+be made in parts (`--arms`, `--seeds`), and a last call prints the tables of them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +45,7 @@ RATE = 0.02
 EVALUATE_EVERY = 20  # steps
 DECIDE_EVERY = 10  # steps
 RATIO = 4.0  # R of the virtual clock
-VALIDATION = 2000
+EXAMPLES, VALIDATION = 50_000, 2000
 
 
 class Pictures:
@@ -74,6 +80,44 @@ class Kept:
         return example
 
 
+class Examples:
+    """The prepared examples, and a pool that prepares them; each made when it is first asked for."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.workbench = Workbench(partial(Pictures, folder), 0)
+
+    @cache  # noqa: B019 (one for the whole process)
+    def training(self) -> Kept:
+        """All training examples."""
+        parts = [self._block("train", np.arange(n, n + 1000)) for n in range(0, EXAMPLES, 1000)]
+        return Kept({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    @cache  # noqa: B019
+    def validation(self) -> dict[str, Tensor]:
+        """The first of the test examples, as the model takes them."""
+        block = self._block("test", np.arange(VALIDATION))
+        tensors = {name: torch.from_numpy(array) for name, array in block.items()}
+        return {"pixels": pixels(tensors["image"]), "label": tensors["label"]}
+
+    @cache  # noqa: B019
+    def actor(self) -> object:
+        """A pool of one actor on the last core; this process moves to the first."""
+        import ray
+
+        from data_echo.pool import start_pool
+
+        cores = sorted(os.sched_getaffinity(0))
+        ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
+        actor = start_pool(partial(Pictures, self.folder), 0, 1)[0]
+        ray.get(actor.__ray_call__.remote(lambda _: os.sched_setaffinity(0, {cores[-1]})))
+        os.sched_setaffinity(0, {cores[0]})
+        return actor
+
+    def _block(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
+        return self.workbench.prepare(Order(split, np.zeros_like(index), index)).block
+
+
 def perceptron(seed: int) -> nn.Module:
     """192-1024-512-10."""
     torch.manual_seed(seed)
@@ -101,11 +145,19 @@ class Arm:
 
 @dataclass
 class Outcome:
-    """What a run took to the target; NaN where it was not reached within one pass."""
+    """What a run took to the target; NaN where it was not reached within one pass.
 
-    fresh: float
-    served: float
-    seconds: float
+    On the wall clock also what was measured: seconds per example upstream (all processes busy) and
+    downstream, the share of the time that training waited, and the machine's load average before.
+    """
+
+    fresh: float = np.nan
+    served: float = np.nan
+    seconds: float = np.nan
+    upstream_s: float = np.nan
+    downstream_s: float = np.nan
+    idle: float = np.nan
+    load: float = np.nan
 
 
 class Run:
@@ -144,10 +196,10 @@ class Run:
         return float(F.cross_entropy(self.model(validation["pixels"]), validation["label"]))
 
 
-def schedule_of(arm: Arm, examples: int, seed: int) -> Schedule:
+def schedule_of(arm: Arm, seed: int) -> Schedule:
     """The arm's schedule, with the same capacity for all."""
     return Schedule(
-        examples,
+        EXAMPLES,
         arm.lanes,
         BATCH,
         Fraction(str(arm.factor)),
@@ -157,13 +209,13 @@ def schedule_of(arm: Arm, examples: int, seed: int) -> Schedule:
     )
 
 
-def virtual(arm: Arm, task: Kept, validation: dict[str, Tensor], target: float, seed: int) -> Outcome:
+def virtual(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     """Train on prepared examples; an example costs RATIO upstream and 1 downstream."""
-    examples = len(task.block["label"])
-    schedule = schedule_of(arm, examples, seed)
+    task, validation = data.training(), data.validation()
+    schedule = schedule_of(arm, seed)
     feed = Feed(schedule, InlinePreparer(task, seed), lanes=range(arm.lanes), seed=seed)
     run, clock, losses = Run(arm, feed, schedule, seed), 0.0, []
-    while (fresh := schedule.fresh_served(run.position)) < examples:
+    while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:
         run.step()
         arrived = schedule.fresh_served(run.position) * RATIO
         clock = max(clock, arrived) + BATCH
@@ -172,20 +224,19 @@ def virtual(arm: Arm, task: Kept, validation: dict[str, Tensor], target: float, 
             losses.append(run.validation_loss(validation))
             if statistics.fmean(losses[-3:]) <= target:
                 return Outcome(fresh, run.position * BATCH, clock)
-    return Outcome(np.nan, np.nan, np.nan)
+    return Outcome()
 
 
-def wall(
-    arm: Arm, actor: object, examples: int, validation: dict[str, Tensor], target: float, seed: int
-) -> tuple[Outcome, dict[str, float]]:
-    """Train with a pool of one actor; returns also what was measured per example."""
+def wall(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
+    """Train with a pool of one actor."""
     from data_echo.pool import PoolPreparer
 
-    schedule = schedule_of(arm, examples, seed)
-    feed = Feed(schedule, PoolPreparer([actor]), lanes=range(arm.lanes), seed=seed)
+    validation, pool, load = data.validation(), PoolPreparer([data.actor()]), os.getloadavg()[0]
+    schedule = schedule_of(arm, seed)
+    feed = Feed(schedule, pool, lanes=range(arm.lanes), seed=seed)
     run, losses, evaluating = Run(arm, feed, schedule, seed), [], 0.0
     began = time.perf_counter()
-    while schedule.fresh_served(run.position) < examples:
+    while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:
         run.step()
         waited = feed.waited_s
         elapsed = time.perf_counter() - began - evaluating
@@ -197,20 +248,19 @@ def wall(
             losses.append(run.validation_loss(validation))
             evaluating += time.perf_counter() - started
             if statistics.fmean(losses[-3:]) <= target:
-                break
-    else:
-        return Outcome(np.nan, np.nan, np.nan), {}
-    fresh = schedule.fresh_served(run.position)
-    measured = {"upstream_s": feed.upstream_s(), "downstream_s": downstream_s, "idle": waited / elapsed}
-    feed.close()
-    return Outcome(fresh, served, elapsed), measured
+                return Outcome(
+                    fresh, served, elapsed, feed.upstream_s(), downstream_s, waited / elapsed, load
+                )
+    return Outcome()
 
 
 def median_of(outcomes: list[Outcome]) -> Outcome:
     """Column by column."""
-    return Outcome(
-        *(statistics.median(getattr(o, name) for o in outcomes) for name in ("fresh", "served", "seconds"))
-    )
+    return Outcome(*(statistics.median(column) for column in zip(*map(_values, outcomes), strict=True)))
+
+
+def _values(outcome: Outcome) -> list[float]:
+    return list(asdict(outcome).values())
 
 
 def virtual_arms() -> list[Arm]:
@@ -226,74 +276,69 @@ def virtual_arms() -> list[Arm]:
     return arms
 
 
-def prepared(folder: str) -> tuple[Kept, dict[str, Tensor], float]:
-    """All training examples, the validation examples, and microseconds per example."""
-    workbench = Workbench(partial(Pictures, folder), 0)
-    training, microseconds = [], []
-    for first in range(0, 50_000, 1000):
-        done = workbench.prepare(Order("train", np.zeros(1000, np.int64), np.arange(first, first + 1000)))
-        training.append(done.block)
-        microseconds.append(done.seconds * 1e3)
-    held_out = workbench.prepare(Order("test", np.zeros(VALIDATION, np.int64), np.arange(VALIDATION))).block
-    block = {name: np.concatenate([part[name] for part in training]) for name in held_out}
-    tensors = {name: torch.from_numpy(array) for name, array in held_out.items()}
-    validation = {"pixels": pixels(tensors["image"]), "label": tensors["label"]}
-    return Kept(block), validation, statistics.median(microseconds)
+def wall_arms() -> list[Arm]:
+    """No echo, `auto`, and fixed factors."""
+    return [arm for arm in virtual_arms() if "," not in arm.name]
 
 
-def on_the_virtual_clock(
-    task: Kept, validation: dict[str, Tensor], target: float, seeds: int
-) -> dict[str, Outcome]:
-    """Every arm's median, printed as a table."""
-    print(f"\nVirtual clock, R = {RATIO:g}, validation loss {target:g}, median of {seeds} seeds\n")
+class Results:
+    """Runs by clock, arm, seed and target; kept in a file, if there is one."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.known: dict[tuple, Outcome] = {}
+        if path and Path(path).exists():
+            for line in map(json.loads, Path(path).read_text().splitlines()):
+                self.known[tuple(line["run"])] = Outcome(**line["outcome"])
+
+    def of(self, run: tuple, make: Callable[[], Outcome]) -> Outcome:
+        """What a run came to, made now unless it is known."""
+        if run not in self.known:
+            self.known[run] = make()
+            if self.path:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps({"run": run, "outcome": asdict(self.known[run])}) + "\n")
+        return self.known[run]
+
+
+def medians(clock: str, arms: list[Arm], options: Any) -> dict[str, Outcome]:
+    """Every arm's median over the seeds; on the wall clock the arms take turns."""
+    data, results, train = Examples(options.folder), Results(options.results), CLOCKS[clock]
+    chosen = [arm for arm in arms if options.arms is None or arm.name in options.arms]
+    done: dict[str, list[Outcome]] = {arm.name: [] for arm in chosen}
+    for seed in options.seeds:
+        for arm in chosen:
+            make = partial(train, arm, data, options.target, seed)
+            done[arm.name].append(results.of((clock, arm.name, seed, options.target), make))
+    return {name: median_of(outcomes) for name, outcomes in done.items()}
+
+
+CLOCKS = {"virtual": virtual, "wall": wall}
+
+
+def print_virtual(outcomes: dict[str, Outcome], options: Any) -> None:
+    """A table; gains are over the first arm."""
+    print(f"\nVirtual clock, R = {RATIO:g}, validation loss {options.target:g}, seeds {options.seeds}\n")
     print("| arm | fresh examples | fewer by | served examples | time gained |\n|---|---|---|---|---|")
-    outcomes: dict[str, Outcome] = {}
-    for arm in virtual_arms():
-        outcome = median_of([virtual(arm, task, validation, target, seed) for seed in range(seeds)])
-        outcomes[arm.name] = outcome
-        plain = outcomes["none"]
+    plain = next(iter(outcomes.values()))
+    for name, outcome in outcomes.items():
         fewer, gain = plain.fresh / outcome.fresh, plain.seconds / outcome.seconds
-        print(f"| {arm.name} | {outcome.fresh:,.0f} | {fewer:.2f} | {outcome.served:,.0f} | {gain:.2f} |")
-    return outcomes
+        print(f"| {name} | {outcome.fresh:,.0f} | {fewer:.2f} | {outcome.served:,.0f} | {gain:.2f} |")
 
 
-def on_the_wall_clock(folder: str, validation: dict[str, Tensor], target: float, seeds: int) -> None:
-    """Interleaved runs of the arms in a pool of one actor, printed as a table."""
-    import ray
-
-    from data_echo.pool import start_pool
-
-    cores = sorted(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
-    ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
-    actor = start_pool(partial(Pictures, folder), 0, 1)[0]
-    ray.get(actor.__ray_call__.remote(lambda _: os.sched_setaffinity(0, {cores[-1]})))
-    os.sched_setaffinity(0, {cores[0]})
-    arms = [
-        Arm("none", 1),
-        Arm("auto", 1, controller=FactorController),
-        Arm("factor 2", 2),
-        Arm("factor 4", 4),
-    ]
-    runs: dict[str, list[tuple[Outcome, dict[str, float]]]] = {arm.name: [] for arm in arms}
-    for seed in range(seeds):
-        for arm in arms:
-            runs[arm.name].append(wall(arm, actor, 50_000, validation, target, seed))
-    plain = median_of([outcome for outcome, _ in runs["none"]])
-    print(f"\nWall clock, cores {cores[-1]} and {cores[0]}, load average before {load:.1f}\n")
-    print("| arm | fresh examples | seconds | time gained | R | idle share | model / measured |")
-    print("|---|---|---|---|---|---|---|")
-    for name, done in runs.items():
-        middle = median_of([outcome for outcome, _ in done])
-        upstream, downstream, idle = (
-            statistics.median(measured.get(key, np.nan) for _, measured in done)
-            for key in ("upstream_s", "downstream_s", "idle")
-        )
-        modelled = max(upstream * middle.fresh, downstream * middle.served)
-        gain, ratio = plain.seconds / middle.seconds, upstream / downstream
-        print(f"| {name} | {middle.fresh:,.0f} | {middle.seconds:.1f} | {gain:.2f} | {ratio:.1f} ", end="")
-        print(f"| {idle:.0%} | {modelled / middle.seconds:.2f} |")
-    ray.shutdown()
+def print_wall(outcomes: dict[str, Outcome], options: Any) -> None:
+    """A table; gains are over the first arm."""
+    print(f"\nWall clock, validation loss {options.target:g}, seeds {options.seeds}\n")
+    print(
+        "| arm | fresh examples | seconds | time gained | R | idle share | model / measured | load before |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    plain = next(iter(outcomes.values()))
+    for name, outcome in outcomes.items():
+        modelled = max(outcome.upstream_s * outcome.fresh, outcome.downstream_s * outcome.served)
+        gain, ratio = plain.seconds / outcome.seconds, outcome.upstream_s / outcome.downstream_s
+        print(f"| {name} | {outcome.fresh:,.0f} | {outcome.seconds:.1f} | {gain:.2f} | {ratio:.1f} ", end="")
+        print(f"| {outcome.idle:.0%} | {modelled / outcome.seconds:.2f} | {outcome.load:.1f} |")
 
 
 def plot(outcomes: dict[str, Outcome], target: float, path: str) -> None:
@@ -318,19 +363,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--target", type=float, default=1.5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", help="only these, by their names in the tables")
+    parser.add_argument(
+        "--results", help="file that runs are kept in; those that are there are not made again"
+    )
     parser.add_argument("--plot", help="where to save a picture")
     parser.add_argument("--clock", choices=["virtual", "wall", "both"], default="virtual")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task, validation, microseconds = prepared(options.folder)
-    print(f"preparing costs {microseconds:.0f} microseconds per example")
     if options.clock != "wall":
-        outcomes = on_the_virtual_clock(task, validation, options.target, options.seeds)
+        outcomes = medians("virtual", virtual_arms(), options)
+        print_virtual(outcomes, options)
         if options.plot:
             plot(outcomes, options.target, options.plot)
     if options.clock != "virtual":
-        on_the_wall_clock(options.folder, validation, options.target, options.seeds)
+        print_wall(medians("wall", wall_arms(), options), options)
 
 
 if __name__ == "__main__":
