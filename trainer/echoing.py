@@ -1,5 +1,5 @@
-"""The automatic echo factor: measured on rank 0, decided in the journal, applied by all workers at one
-position.
+"""What echoing does in a run; and the automatic factor: measured on rank 0, decided in the journal, applied
+by all workers at one position.
 """
 
 from __future__ import annotations
@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from trainer.training import Training
 
 MEASURED_STEPS = 8  # between two looks at the speeds: each look is one small message between the workers
+
+
+def counters(training: Training, step: Step) -> dict[str, float]:
+    """What this worker's feed has done up to a step: see `Feed.counters`.
+
+    Beside them `factor`, the one in force; `downstream_s`, the step's seconds per served example without
+    waiting; and `idle`, the share of its time that it waited for examples.
+    """
+    waited_s, step_s = step.seconds.get("wait", 0.0), sum(step.seconds.values())
+    return {
+        **training.feed.counters(),
+        "factor": float(training.schedule.factor(training.progress.position - 1)),
+        "downstream_s": (step_s - waited_s) / step.batch,
+        "idle": waited_s / max(step_s, 1e-9),
+    }
 
 
 class AutomaticFactor:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from data_echo import InlinePreparer, Preparer
+from trainer import echoing
 from trainer import plan as planning
 from trainer.decisions import RATE_FACTOR, STOP
-from trainer.echoing import AutomaticFactor
 from trainer.errors import Refusal, Stopped
 from trainer.evaluation import Evaluation
 from trainer.group import Group
@@ -109,7 +109,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
     echo = None
     if recipe.echo.factor == "auto":
         cap = min(recipe.echo.cap, training.schedule.largest_factor())
-        echo = AutomaticFactor(cap, training.decisions.echo_factors)
+        echo = echoing.AutomaticFactor(cap, training.decisions.echo_factors)
     for step in steps(training):
         record.write("step", **_numbers(training, step))
         skipped.after_step(record)
@@ -221,7 +221,7 @@ def _numbers(training: Training, step: Step) -> dict[str, Any]:
         "batch": step.batch,
         **seconds,
         "step_s": sum(step.seconds.values()),
-        "echo": training.feed.counters(),
+        "echo": echoing.counters(training, step),
     }
 
 

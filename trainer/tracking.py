@@ -145,6 +145,7 @@ def _step_metrics(line: Line) -> dict[str, Any]:
         name: line[name] for name in ("loss", "learning_rate", "gradient_norm", "batch", "step", "passes")
     }
     named |= {"served_examples": line["examples"], "fresh_examples": line["fresh"]}
+    named["echoed_examples"] = line["examples"] - line["fresh"]
     if line["step_s"]:
         named["examples_per_s"] = line["batch"] / line["step_s"]
     named |= {f"time/{name}": value for name, value in line.items() if name.endswith("_s")}
