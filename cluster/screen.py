@@ -100,6 +100,8 @@ class Screen:
                 self._show_evaluation(line)
             case "rewind" if line["step"]:
                 self._note(f"going on from step {line['step']:,}")
+            case "execution":
+                self._note(line["reason"])
             case "decision":
                 self._note(f"decided at {line['position']:,}: {line['what']} = {line['value']}")
             case "end" if line["status"] == "FINISHED":

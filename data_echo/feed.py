@@ -77,6 +77,10 @@ class Feed:
         self.waited_s = 0.0
         self._order_ahead()
 
+    def serves(self, j: int) -> bool:
+        """Whether micro-batch j is of one of this feed's lanes."""
+        return j % self._schedule.lanes in self._lanes
+
     def served(self, j: int) -> MicroBatch:
         """Which examples micro-batch j serves."""
         return self._reader.micro_batch(j)

@@ -11,7 +11,6 @@ import optim
 from trainer.batch_norm import BatchNorms
 from trainer.recipe import StochasticAverage
 from trainer.reduction import FixedPointSum
-from trainer.schedule import in_examples
 
 if TYPE_CHECKING:
     from trainer.training import Training
@@ -25,15 +24,10 @@ class RunningAverage:
     def __init__(self, training: Training):
         self.section = section = training.recipe.train.average
         assert section is not None
-        lengths = {
-            "examples_per_epoch": training.plan.examples["train"],
-            "total_examples": training.plan.total_examples,
-            "batch_size": training.recipe.batch.size,
-        }
         if isinstance(section, StochasticAverage):
             self.average = optim.swa(training.model)
-            self.start = in_examples(section.start, **lengths)
-            self.every = max(1, in_examples(section.every, **lengths))
+            self.start = training.in_examples(section.start)
+            self.every = max(1, training.in_examples(section.every))
         else:
             self.average = optim.ema(training.model, section.decay, section.warmup)
             self.start, self.every = 0, 1

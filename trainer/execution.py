@@ -1,4 +1,5 @@
-"""How a worker computes its micro-batches: how many per forward pass, and with how many threads.
+"""How a worker computes its micro-batches: how many per forward pass, compiled or not, and with how many
+threads.
 
 It is found by trying before the first step, recorded with the run, and kept when the run is resumed.
 """
@@ -11,31 +12,40 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from trainer.precision import SAME_GRADIENT
 
 if TYPE_CHECKING:
     from trainer.passes import Passes
 
 MEASURED_TURNS = 3
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-SAME_GRADIENT = 1e-4  # relative; stacking reorders float32 sums, examples that interact differ by far more
 CPU_STACK_EXAMPLES = 1024  # beyond this a CPU's caches lose more than the fewer calls save
 
 
 @dataclass(frozen=True)
 class Execution:
-    """`stack` micro-batches per forward pass, on `threads` CPU threads. Where the forward pass draws random
-    numbers (dropout), each micro-batch runs alone and under a seed of its own.
+    """`stack` micro-batches per forward pass, on `threads` CPU threads, the model `compiled` or as it is.
+    Where the forward pass draws random numbers (dropout), each micro-batch runs alone and under a seed of its
+    own. `asked` is what the recipe's section `run` asked for when this was found.
     """
 
     stack: int = 1
     draws_random: bool = True
     threads: int = 1
+    compiled: bool = False
     reason: str = "exact reduction: one micro-batch at a time, on one thread"
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def with_less_memory(self) -> Execution:
+        """Half the stack, after memory ran out."""
+        stack = self.stack // 2
+        return replace(self, stack=stack, reason=f"memory ran out at {self.stack} at a time: {stack} now")
 
 
 def choose(
@@ -45,101 +55,148 @@ def choose(
     *,
     most: int,
     threads: int,
+    compiled: bool = False,
 ) -> Execution:
-    """Try a worker's first micro-batches stacked and one by one, with `threads` threads and with one.
+    """Try a worker's first micro-batches stacked and one by one, with `threads` threads and with one, and
+    compiled if that is wanted.
 
-    Stacked wins only where the gradient is the same and it is quicker; `most` bounds the stack. Parameters,
-    gradients and the model's buffers are left as they were.
+    Compiled code runs where the gradient is the same. Stacked wins only where it is, too, and is quicker;
+    `most` bounds the stack. Parameters, gradients and the model's buffers are left as they were.
     """
     passes.read_ahead(micro_batches)
-    with _left_alone(passes.model, gradients):
-        if _draws_random(passes, micro_batches[0]):
-            ways, reason = [1], "the forward pass draws random numbers: each micro-batch under its own seed"
-            return _quickest(passes, micro_batches[:1], ways, threads, draws_random=True, reason=reason)
-        stack, reason = _stackable(passes, micro_batches[:most], gradients)
-        return _quickest(passes, micro_batches[:most], [1, stack], threads, draws_random=False, reason=reason)
+    trials = _Trials(passes, gradients)
+    with _left_alone(passes, gradients):
+        trials.look_for_random_draws(micro_batches[:1])
+        if compiled:
+            trials.attempt("compiled", micro_batches[:1], compiled=True)
+        if trials.found.draws_random:
+            most = 1
+        else:
+            trials.stack(micro_batches[:most])
+        return trials.quickest(micro_batches[:most], threads)
 
 
-def _draws_random(passes: Passes, micro_batch: int) -> bool:
-    before = _random_state(passes.device)
-    passes.rehearse([[micro_batch]])
-    return not torch.equal(before, _random_state(passes.device))
+class _Trials:
+    """Ways to compute micro-batches, tried one after another; `found` is what stands so far."""
 
+    def __init__(self, passes: Passes, gradients: Sequence[Tensor]):
+        self.passes, self.gradients = passes, gradients
+        self.found = Execution(draws_random=False, reason="")
 
-def _stackable(passes: Passes, micro_batches: Sequence[int], gradients: Sequence[Tensor]) -> tuple[int, str]:
-    """The largest stack that leaves the gradient what it is, and what was found."""
-    if len(micro_batches) == 1:
-        return 1, "one micro-batch fills a forward pass"
-    one_by_one = _gradient(passes, [[j] for j in micro_batches], gradients)
-    try:
-        stacked = _gradient(passes, [micro_batches], gradients)
-    except torch.OutOfMemoryError:
-        return _stackable(passes, micro_batches[: len(micro_batches) // 2], gradients)
-    except RuntimeError as error:  # ragged batches, views that assume one batch size
-        return 1, f"micro-batches do not stack: {str(error).splitlines()[0]}"
-    distance, size = _norm(a - b for a, b in zip(stacked, one_by_one, strict=True)), _norm(one_by_one)
-    if distance < SAME_GRADIENT * size:
-        return len(
-            micro_batches
-        ), f"stacked and one by one, the gradient is the same to {distance / size:.0e}"
-    return (
-        1,
-        f"stacking would change the gradient by {distance:.1e} of {size:.1e}: examples of a batch interact",
-    )
+    def look_for_random_draws(self, micro_batches: Sequence[int]) -> None:
+        before = _random_state(self.passes.device)
+        self._computed(micro_batches, self.found)
+        if not torch.equal(before, _random_state(self.passes.device)):
+            self._settle(
+                "the forward pass draws random numbers: each micro-batch under its own seed",
+                draws_random=True,
+            )
+
+    def attempt(self, what: str, micro_batches: Sequence[int], **change: Any) -> None:
+        """Make a change, if gradient and statistics stay what they are."""
+        try:
+            moved = self._moved(micro_batches, **change)
+        except Exception as error:  # from a compiler, ragged batches, views that assume one batch size
+            if is_out_of_memory(error):
+                raise
+            self._settle(f"not {what}: {_in_a_line(error)}")
+            return
+        if moved <= SAME_GRADIENT[self.passes.precision]:
+            self._settle(f"{what}, the gradient is the same to {moved:.0e}", **change)
+        else:
+            self._settle(f"not {what}: the gradient would change by {moved:.0e} of itself")
+
+    def stack(self, micro_batches: Sequence[int]) -> None:
+        """The largest stack that memory and the model allow."""
+        while len(micro_batches) > 1:
+            try:
+                return self.attempt("stacked", micro_batches, stack=len(micro_batches))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                micro_batches = micro_batches[: len(micro_batches) // 2]
+        return self._settle("one micro-batch fills a forward pass")
+
+    def quickest(self, micro_batches: Sequence[int], threads: int) -> Execution:
+        """What was found, or what is quicker: one by one, on one thread. Each way counts by its best turn:
+        whatever else the machine does only adds.
+        """
+        ways = [
+            replace(self.found, stack=stack, threads=count)
+            for stack in sorted({1, self.found.stack})
+            for count in sorted({1, threads})
+        ]
+        best = [math.inf] * len(ways)
+        for _ in range(MEASURED_TURNS if len(ways) > 1 else 0):
+            for number, way in enumerate(ways):
+                torch.set_num_threads(way.threads)
+                best[number] = min(best[number], _seconds(self.passes, micro_batches, way))
+        if len(ways) > 1:
+            shown = [
+                f"{way.stack} at a time on {way.threads} threads {1000 * seconds:.2g} ms"
+                for way, seconds in zip(ways, best, strict=True)
+            ]
+            self._settle(", ".join(shown))
+        return replace(ways[best.index(min(best))], reason=self.found.reason)
+
+    def _settle(self, reason: str, **change: Any) -> None:
+        reasons = "; ".join(filter(None, (self.found.reason, reason)))
+        self.found = replace(self.found, reason=reasons, **change)
+
+    def _moved(self, micro_batches: Sequence[int], **change: Any) -> float:
+        """How far a change moves gradient and statistics, relative to their sizes."""
+        before = self._computed(micro_batches, self.found)
+        after = self._computed(micro_batches, replace(self.found, **change))
+        distances = [
+            _norm(a - b for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)
+        ]
+        return max(
+            distance and distance / max(_norm(b), torch.finfo().tiny)
+            for distance, b in zip(distances, before, strict=True)
+        )
+
+    def _computed(self, micro_batches: Sequence[int], way: Execution) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient and the statistics of micro-batches, at a loss scale that leaves it finite."""
+        scale = self.passes.scale
+        while True:
+            for gradient in self.gradients:
+                gradient.zero_()
+            statistics = self.passes.rehearse(micro_batches, way)
+            gradients = [gradient / scale.value for gradient in self.gradients]
+            if all(gradient.isfinite().all() for gradient in gradients) or not scale.fall():
+                return gradients, [statistics]
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.norm()) ** 2 for tensor in tensors))
 
 
-def _gradient(passes: Passes, chunks: Sequence[Sequence[int]], gradients: Sequence[Tensor]) -> list[Tensor]:
-    for gradient in gradients:
-        gradient.zero_()
-    passes.rehearse(chunks)
-    return [gradient.clone() for gradient in gradients]
-
-
-def _quickest(
-    passes: Passes,
-    micro_batches: Sequence[int],
-    stacks: Sequence[int],
-    threads: int,
-    *,
-    draws_random: bool,
-    reason: str,
-) -> Execution:
-    """The quickest of the ways that are left, each by its best turn: whatever else the machine does only
-    adds.
-    """
-    ways = [(stack, count) for stack in sorted(set(stacks)) for count in sorted({1, threads})]
-    best = dict.fromkeys(ways, math.inf)
-    for _ in range(MEASURED_TURNS if len(ways) > 1 else 0):
-        for stack, count in ways:
-            torch.set_num_threads(count)
-            chunks = [micro_batches[i : i + stack] for i in range(0, len(micro_batches), stack)]
-            best[stack, count] = min(best[stack, count], _seconds(passes, chunks))
-    stack, count = min(ways, key=best.__getitem__)
-    shown = ", ".join(
-        f"{s} at a time on {c} threads {1000 * best[s, c]:.2g} ms" for s, c in ways if len(ways) > 1
-    )
-    return Execution(stack, draws_random, count, "; ".join(filter(None, (reason, shown))))
-
-
-def _seconds(passes: Passes, chunks: Sequence[Sequence[int]]) -> float:
+def _seconds(passes: Passes, micro_batches: Sequence[int], way: Execution) -> float:
     started = time.perf_counter()
-    passes.rehearse(chunks)
+    passes.rehearse(micro_batches, way)
     if passes.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU, for which torch has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 @contextmanager
-def _left_alone(model: nn.Module, gradients: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever passes do to buffers and gradients is undone."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _left_alone(passes: Passes, gradients: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever trials do to buffers, gradients and the loss scale is undone."""
+    before = [(buffer, buffer.clone()) for buffer in passes.model.buffers()]
+    scale, passes.scale = passes.scale, replace(passes.scale)
     try:
         yield
     finally:
+        passes.scale = scale
         for buffer, value in before:
             buffer.copy_(value)
         for gradient in gradients:

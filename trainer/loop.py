@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import Stopped
+from trainer.execution import is_out_of_memory
 from trainer.stopwatch import Stopwatch
 from trainer.training import Training
 
@@ -22,7 +23,9 @@ class NotFinite(Stopped):
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did. `examples` counts from the start of the run, this step included."""
+    """What one optimizer step did. `examples` counts from the start of the run, this step included; so do the
+    updates `skipped` because they were not finite.
+    """
 
     step: int
     examples: int
@@ -30,6 +33,8 @@ class Step:
     loss: float
     learning_rate: float
     gradient_norm: float
+    loss_scale: float
+    skipped: int
     seconds: dict[str, float] = field(default_factory=dict)  # wait, compute, communication, optimizer
 
 
@@ -56,13 +61,17 @@ def steps(run: Training) -> Iterator[Step]:
         sums = run.reduction.finish()
         watch.lap("communication")
 
-        loss, norm = _mean_gradient(run, sums, trouble)
+        scale = run.scale.value
+        loss, norm = _mean_gradient(run, sums)
+        if not math.isfinite(loss) and _starts_over(run, trouble):
+            continue
         if math.isfinite(loss) and math.isfinite(norm):
             for group in run.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_multiplier", 1.0)
             run.optimizer.step()
             run.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
-        else:
+            run.scale.rise()
+        elif not (math.isfinite(loss) and run.scale.fall()):
             _skip(run, loss, norm, sums[1].item())
         watch.lap("optimizer")
 
@@ -72,7 +81,8 @@ def steps(run: Training) -> Iterator[Step]:
         if run.average is not None:
             run.average.update(run, batch)
         seconds = watch.seconds(of_compute={"wait": run.feed.waited_s - waited_s})
-        yield Step(progress.step, progress.examples, batch, loss, rate, norm, seconds)
+        skipped = progress.skipped + run.scale.skipped
+        yield Step(progress.step, progress.examples, batch, loss, rate, norm, scale, skipped, seconds)
 
 
 def _accumulate(run: Training, micro_batches: list[int]) -> Exception | None:
@@ -90,21 +100,35 @@ def _accumulate(run: Training, micro_batches: list[int]) -> Exception | None:
             run.reduction.add(run.passes.backward(chunk, examples))
     except Exception as error:
         run.reduction.add(torch.full_like(run.passes.statistics, torch.nan))
+        if is_out_of_memory(error):  # which itself would hold on to what was computed before it
+            return torch.OutOfMemoryError(f"{error}; lower batch.micro or set run.recompute")
         return error
     return None
 
 
+def _starts_over(run: Training, trouble: Exception | None) -> bool:
+    """Whether the step is to be tried again with less memory, as all workers see it. Stopped, if one of them
+    has other trouble.
+    """
+    execution = run.passes.execution
+    if execution.stack > 1 and any(run.group.gather(isinstance(trouble, torch.OutOfMemoryError))):
+        run.passes.execution = execution.with_less_memory()
+        run.read_again()
+        return True
+    if (reason := run.group.first(trouble)) is not None:
+        raise Stopped(f"{_where(run)}: {reason}") from trouble
+    return False
+
+
 @torch.no_grad()
-def _mean_gradient(run: Training, sums: Tensor, trouble: Exception | None) -> tuple[float, float]:
-    """Turn the summed gradient into that of the mean loss, clipped if the recipe says so; return the loss and
-    the norm.
+def _mean_gradient(run: Training, sums: Tensor) -> tuple[float, float]:
+    """Turn the summed gradient of the scaled loss into that of the mean loss, clipped if the recipe says so;
+    return the loss and the norm before clipping.
     """
     gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
-    share = 1 / sums[1]
+    share = 1 / (sums[1] * run.scale.value)
     norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).double().sum().sqrt() * share
-    loss_value, norm_value = torch.stack([sums[0] * share, norm]).tolist()  # the step's one wait for a GPU
-    if not math.isfinite(loss_value) and (reason := run.group.first(trouble)) is not None:
-        raise Stopped(f"{_where(run)}: {reason}") from trouble
+    loss_value, norm_value = torch.stack([sums[0] / sums[1], norm]).tolist()  # the step's one wait for a GPU
     if run.recipe.train.clip_norm is not None:
         share = share * (run.recipe.train.clip_norm / norm).clamp(max=1.0)
     for gradient in gradients:
@@ -124,9 +148,9 @@ def _skip(run: Training, loss: float, norm: float, count: float) -> None:
         what = "the loss counted no example in the whole batch; task.loss must return a count above 0"
     else:
         what = (
-            f"the loss is {loss} and the gradient norm {norm}; the weights are those before this step. "
-            "Look for bad values in the data, lower optimizer.lr, lengthen schedule.warmup "
-            "or set train.clip_norm"
+            f"the loss is {loss} and the gradient norm {norm}, computed in {run.recipe.train.precision} with "
+            f"loss scale {run.scale.value:g}; the weights are those before this step. Look for bad values in "
+            "the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
         )
     raise NotFinite(f"{_where(run)}: {what}")
 

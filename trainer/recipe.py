@@ -47,7 +47,28 @@ class Init(Section):
         "(its folder, or its name in checkpoint.dir); null: as the task's model makes them",
     )
     freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
+    zero: Names = Field(
+        default=(),
+        description="name patterns of parameters that start at zero: those of the last batch norm of each "
+        "residual block let it start as the identity",
+    )
 
+
+    @model_validator(mode="after")
+    def _zero_counts(self) -> "Init":
+        if self.zero and self.from_:
+            right = "leave it out: all weights come from there"
+            raise refuse(f"is {', '.join(self.zero)}, and from is {self.from_}", right, "zero")
+        return self
+
+
+class Shuffle(Section):
+    """How each pass orders the training rows: one by one, or in blocks where rows are dear to read alone."""
+
+    block: Count = Field(
+        default=1, description="rows that stay near each other, as in a row group; 1: none do"
+    )
+    window: Count = Field(default=16, description="blocks that are read together, their rows shuffled")
 
 class Batch(Section):
     """The global batch, and the pieces that it is computed in on any number of workers."""
@@ -240,8 +261,10 @@ class Train(Interval):
     clip_norm: Positive | None = Field(
         default=None, description="clip the gradient's global norm to this; null: never"
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16: autocast in the forward and backward pass"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="bf16, fp16: autocast in the forward and backward pass, with a loss scale for fp16; "
+        "weights and their gradients stay fp32",
     )
     average: ExponentialAverage | StochasticAverage | None = Field(
         default=None, discriminator="kind", description="average of the weights, evaluated beside them"
@@ -279,15 +302,37 @@ class Pool(Section):
 
 
 class Run(Section):
-    """Where and how the run is computed. Nothing here changes what is computed."""
+    """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
     workers: Count = Field(default=1, description="workers that share each batch")
     pool: Pool = Field(default=Pool(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
+    compile: bool = Field(
+        default=False,
+        description="compile the model for training, if the first micro-batch then has the same gradient; "
+        "not with reduction exact: compiled code rounds in its own way on each machine",
+    )
+    recompute: bool | Names = Field(
+        default=False,
+        description="save memory: name patterns of the model's modules that compute their activations again "
+        "in the backward pass; true: each block of its repeated ones",
+    )
+    channels_last: bool = Field(
+        default=False,
+        description="keep convolutions' weights and activations with their channels innermost in memory",
+    )
         default="ddp", description="how the model is spread: each worker holds the whole"
     )
     stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
     reduction: Literal["fast", "exact"] = Field(
+    @model_validator(mode="after")
+    def _compiles_no_exact_run(self) -> "Run":
+        if self.compile and self.reduction == "exact":
+            raise refuse(
+                "is true, and reduction is exact", "leave it out, or let reduction be fast", "compile"
+            )
+        return self
+
         default="fast", description="fast: fp32 sums; exact: bitwise the same on any number of workers"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(

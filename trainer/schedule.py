@@ -99,7 +99,7 @@ class LearningRate:
         self._stages = Stages(recipe, examples_per_epoch, total_examples)
         self.total_examples = total_examples
         self.peak = scaled(schedule.scale, recipe.optimizer.hyper["lr"], recipe.batch.size)
-        self.warmup_examples = self._examples(schedule.warmup) if schedule.warmup else 0
+        self.warmup_examples = self.in_examples(schedule.warmup) if schedule.warmup else 0
         self._decay = self._decay_function()
         self._cooling = self._cooling_function()
 
@@ -117,7 +117,8 @@ class LearningRate:
             factor *= warm(warmup, (served_before + batch_size) / self.warmup_examples)
         return self.peak * factor
 
-    def _examples(self, length: Length) -> int:
+    def in_examples(self, length: Length) -> int:
+        """A length of the recipe's in served examples."""
         return in_examples(
             length,
             examples_per_epoch=self._examples_per_epoch,
@@ -129,7 +130,7 @@ class LearningRate:
         cooldown = self._schedule.cooldown
         if cooldown is None:
             return lambda served: 1.0
-        length = self._examples(cooldown)
+        length = self.in_examples(cooldown)
         progress = _progress(self.total_examples - length, length)
         if cooldown.shape == "sqrt":
             return lambda served: _between(1 - math.sqrt(progress(served)), cooldown.end)
@@ -140,7 +141,7 @@ class LearningRate:
         decay = self._schedule.decay
         start, length = self.warmup_examples, self.total_examples - self.warmup_examples
         if isinstance(decay, StepDecay):
-            milestones = [self._examples(milestone) for milestone in decay.at]
+            milestones = [self.in_examples(milestone) for milestone in decay.at]
             return lambda served: decay.factor ** sum(served >= milestone for milestone in milestones)
         if isinstance(decay, CosineDecay):
             progress = _progress(start, length)
@@ -149,7 +150,7 @@ class LearningRate:
             progress = _progress(start, length + (self._batch_size if decay.plus_one else 0))
             return lambda served: _between((1 - progress(served)) ** decay.power, decay.end)
         if isinstance(decay, ExponentialDecay):
-            held, every = start + self._examples(decay.hold), self._examples(decay.every)
+            held, every = start + self.in_examples(decay.hold), self.in_examples(decay.every)
             return lambda served: max(decay.end, decay.factor ** (max(0, served - held) / every))
         return lambda served: 1.0
 

@@ -133,6 +133,8 @@ def entry(lines: Iterable[Line], state: State) -> Entry:
                 named = {f"{line['split']}/{name}": value for name, value in line["metrics"].items()}
                 result.metrics += _points(line, named)
             case "decision":
+            case "execution":
+                result.tags["lockstep.execution"] = line["reason"]
                 result.tags[f"lockstep.decision.{line['what']}"] = f"{line['value']} at {line['position']}"
             case "end":
                 result.tags["lockstep.reason"] = str(line.get("reason") or "")
@@ -141,9 +143,8 @@ def entry(lines: Iterable[Line], state: State) -> Entry:
 
 def _step_metrics(line: Line) -> dict[str, Any]:
     """A step's metrics; MLflow makes a section of all that has the same prefix, and sorts the sections."""
-    named = {
-        name: line[name] for name in ("loss", "learning_rate", "gradient_norm", "batch", "step", "passes")
-    }
+    names = ("loss", "learning_rate", "gradient_norm", "loss_scale", "skipped", "batch", "step", "passes")
+    named = {name: line[name] for name in names if name in line}
     named |= {"served_examples": line["examples"], "fresh_examples": line["fresh"]}
     named["echoed_examples"] = line["examples"] - line["fresh"]
     if line["step_s"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 import optim
 from data_echo import Feed, Preparer, Schedule
-from trainer import execution, weights
+from trainer import execution, recomputing, weights
 from trainer import plan as planning
 from trainer.averaging import RunningAverage
 from trainer.batch_norm import BatchNorms
@@ -23,8 +23,10 @@ from trainer.decisions import Decisions
 from trainer.errors import Refusal
 from trainer.execution import Execution
 from trainer.group import Group
+from trainer.lengths import Length
 from trainer.passes import Passes
 from trainer.plan import Plan
+from trainer.precision import LossScale
 from trainer.recipe import Recipe
 from trainer.reduction import ExactReduction, FastReduction, Reduction
 from trainer.schedule import LearningRate
@@ -41,7 +43,7 @@ class Progress:
     step: int = 0
     position: int = 0
     examples: int = 0
-    skipped: int = 0  # updates left out because they were not finite
+    skipped: int = 0  # updates that the guard left out
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     names: list[str]  # of the parameters, in the optimizer's order
     norms: BatchNorms
+    preparer: Preparer
     feed: Feed
     passes: Passes
     reduction: Reduction
@@ -74,6 +77,15 @@ class Training:
         buffers = self.optimizer.flat.parameters  # type: ignore[attr-defined]
         return all(bool(buffer.isfinite().all()) for buffer in buffers)
 
+    @property
+    def scale(self) -> LossScale:
+        """What losses are multiplied by for the backward pass."""
+        return self.passes.scale
+
+    def in_examples(self, length: Length) -> int:
+        """A length of the recipe's in served examples."""
+        return self.rate.in_examples(length)
+
     def rate_factor(self) -> float:
         """What roll-backs so far multiply the learning rate by."""
         taken = self.decisions.rate_factors
@@ -81,8 +93,15 @@ class Training:
 
     def share(self, micro_batches: int) -> list[int]:
         """The next step's micro-batches that this worker serves."""
-        start, lanes = self.progress.position, self.recipe.batch.lanes
-        return [j for j in range(start, start + micro_batches) if self.group.owns(j % lanes)]
+        start = self.progress.position
+        return [j for j in range(start, start + micro_batches) if self.feed.serves(j)]
+
+    def read_again(self) -> None:
+        """Go back to where the step began, so that its micro-batches are served once more."""
+        self.feed.close()
+        self.feed = self.passes.feed = _feed(
+            self.recipe, self.group, self.schedule, self.preparer, self.progress.position
+        )
 
     def state(self) -> State:
         """All that the rest of the run depends on: tensors and plain values, keyed by parameter name."""
@@ -90,6 +109,7 @@ class Training:
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": _named_state(self.optimizer, self.names),
+            "scale": asdict(self.scale),
             "execution": asdict(self.passes.execution),
             "average": None if self.average is None else self.average.average.state_dict(),
         }
@@ -114,6 +134,7 @@ def build(
     norms = BatchNorms(
         model, group.device, recipe.batch.micro // (recipe.batch.bn_group or recipe.batch.micro)
     )
+    recomputing.recompute(model, recomputing.blocks(model, recipe.run.recompute))
     optimizer, names = _optimizer(recipe, plan, model)
     if state is not None:
         model.load_state_dict(state["model"])
@@ -122,9 +143,9 @@ def build(
     for position, factor in decisions.echo_factors:
         schedule.change(position, factor)
     feed = _feed(recipe, group, schedule, preparer, progress.position)
-    passes = Passes(
-        task, model, norms, feed, seed=recipe.seed, device=group.device, precision=recipe.train.precision
-    )
+    precision = recipe.train.precision
+    passes = Passes(task, model, norms, feed, seed=recipe.seed, device=group.device, precision=precision)
+    passes.scale = LossScale(**state["scale"]) if state else LossScale.of(precision, recipe.batch.micro)
     training = Training(
         recipe=recipe,
         plan=plan,
@@ -133,6 +154,7 @@ def build(
         optimizer=optimizer,
         names=names,
         norms=norms,
+        preparer=preparer,
         feed=feed,
         passes=passes,
         reduction=_reduction(recipe, plan, group, optimizer, len(passes.statistics)),
@@ -152,10 +174,14 @@ def _settle(training: Training, state: State | None) -> None:
         training.average = RunningAverage(training)
         if state is not None:
             training.average.average.load_state_dict(state["average"])
-    if state is not None:
+    asked = recipe.run.model_dump(include={"stack", "compile", "reduction"})
+    asked["device"] = training.group.device.type
+    if state is not None and state["execution"]["asked"] == asked:
         passes.execution = Execution(**state["execution"])
-    elif recipe.run.reduction == "fast":
-        _choose_execution(training)
+    else:
+        if recipe.run.reduction == "fast":
+            _choose_execution(training)
+        passes.execution = replace(passes.execution, asked=asked)
     torch.set_num_threads(passes.execution.threads)
 
 
@@ -164,8 +190,12 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
     model = task.model().to(group.device)
+    if recipe.run.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for pattern in recipe.init.freeze:
         weights.freeze(model, pattern)
+    for pattern in recipe.init.zero:
+        weights.zero(model, pattern)
     if recipe.init.from_ is not None:
         weights.put(weights.find(recipe.init.from_, recipe.checkpoint.dir), model)
     if group.size > 1:  # a model may draw its first weights from anywhere
@@ -220,10 +250,11 @@ def _choose_execution(training: Training) -> None:
         if group.rank == 0:
             choice = execution.choose(
                 training.passes,
-                training.share(training.plan.micro_batches_at(0)),
+                training.share(training.plan.micro_batches_at(training.progress.examples)),
                 training.optimizer.flat.gradients,  # type: ignore[attr-defined]
                 most=execution.stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
                 threads=execution.cores_per_worker(run.workers),
+                compiled=run.compile,
             )
     training.passes.execution = group.share(choice)
 

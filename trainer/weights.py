@@ -59,6 +59,15 @@ def put(path: Path, model: nn.Module) -> None:
 
 
 def freeze(model: nn.Module, pattern: str) -> list[str]:
+def zero(model: nn.Module, pattern: str) -> list[str]:
+    """Let the parameters whose names match a pattern start at zero; returns their names."""
+    names = dict(model.named_parameters())
+    zeroed = fnmatch.filter(names, pattern)
+    for name in zeroed:
+        names[name].data.zero_()
+    return zeroed
+
+
     """Take the parameters whose names match a pattern out of training; returns their names."""
     names = dict(model.named_parameters())
     frozen = fnmatch.filter(names, pattern)

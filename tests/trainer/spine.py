@@ -26,10 +26,10 @@ EXAMPLES, FEATURES, CLASSES = 203, 12, 5  # no round number anywhere: passes end
 
 
 class SpineTask:
-    """Noisy inputs, a masked loss with unequal counts, batch norm and dropout."""
+    """Noisy inputs, a masked loss with unequal counts, batch norm and dropout. `gain` multiplies the loss."""
 
-    def __init__(self, dropout: float = 0.3):
-        self.dropout = dropout
+    def __init__(self, dropout: float = 0.3, gain: float = 1.0):
+        self.dropout, self.gain = dropout, gain
         random = np.random.default_rng(7)
         x = random.standard_normal((EXAMPLES, FEATURES)).astype(np.float32)
         y = (x @ random.standard_normal((FEATURES, CLASSES))).argmax(1)
@@ -60,7 +60,7 @@ class SpineTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         losses = F.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
-        return (losses * batch["counts"]).sum(), batch["counts"].sum()
+        return self.gain * (losses * batch["counts"]).sum(), batch["counts"].sum()
 
     def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         right = model(batch["x"]).argmax(1) == batch["y"]
@@ -89,7 +89,7 @@ class Trace:
 
     losses: list[float]
     norms: list[float]
-    tensors: dict[str, np.ndarray]  # weights, batch-norm buffers and optimizer state
+    tensors: dict[str, np.ndarray]  # weights, batch-norm buffers, optimizer state and all other numbers of it
     served: dict[int, list[int]]  # example ids of this worker's micro-batches
     gradients: list[np.ndarray]  # of the first step, per parameter
 
@@ -124,9 +124,9 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
     return kept
 
 
-def ready(chosen: Recipe, state: Any = None) -> Training:
-    """A worker of this process's group, ready to train the spine task."""
-    task, group = SpineTask(), Group.join("cpu")
+def ready(chosen: Recipe, state: Any = None, task: SpineTask | None = None) -> Training:
+    """A worker of this process's group, ready to train the spine task, or another of its kind."""
+    task, group = task or SpineTask(**chosen.task.with_), Group.join("cpu")
     return build(chosen, planning.make(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
 
 
@@ -177,6 +177,8 @@ def _sabotage(training: Training, how: str) -> None:
 def _tensors(state: Any, name: str = "") -> Any:
     if isinstance(state, Tensor):
         yield name, state.detach().numpy().copy()
+    elif isinstance(state, int | float):
+        yield name, np.array(state)
     elif isinstance(state, dict):
         for key, value in state.items():
             yield from _tensors(value, f"{name}/{key}")

@@ -15,6 +15,13 @@ EPOCHS = 4
 RECIPES = {
     "lamb, echo 2, averaged": recipe(train={"epochs": EPOCHS, "average": {"kind": "ema", "decay": 0.9}}),
     "lamb, echo 1.5, K=7": recipe(batch={"size": 70}, echo={"factor": 1.5}, train={"epochs": EPOCHS}),
+    "lamb, echo 2, shuffled in blocks": recipe(
+        batch={"shuffle": {"block": 9, "window": 4}}, train={"epochs": EPOCHS}
+    ),
+    "lamb, fp16, losses that overflow at first": recipe(
+        task={"use": "tests.trainer.spine:SpineTask", "with": {"gain": 500.0}},
+        train={"epochs": EPOCHS, "precision": "fp16"},
+    ),
     "adamw, no echo": recipe(
         echo={"factor": 1}, optimizer={"name": "adamw", "lr": 0.01}, train={"epochs": EPOCHS}
     ),

@@ -20,6 +20,12 @@ CASES = {
     "K=6 L=8 echo 1, momentum": recipe(
         batch={"size": 60}, echo={"factor": 1}, optimizer={"name": "momentum", "lr": 0.1}
     ),
+    "K=8 L=8 shuffled in blocks": recipe(batch={"shuffle": {"block": 9, "window": 4}}),
+    "K=6 L=8 fp16, losses that overflow at first": recipe(
+        task={"use": "tests.trainer.spine:SpineTask", "with": {"gain": 500.0}},
+        batch={"size": 60},
+        train={"precision": "fp16", "clip_norm": 200.0},
+    ),
     "K=6 L=8 clipped, averaged": recipe(
         batch={"size": 60}, train={"clip_norm": 0.5, "average": {"kind": "ema", "decay": 0.9}}
     ),
