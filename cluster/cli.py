@@ -71,9 +71,30 @@ def messages(debug: bool) -> Iterator[None]:
 @click.option("--local", is_flag=True, help="In this process, without Ray.")
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this name.")
 @click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(["recipe", "code", "data"]),
+    help="With --resume: what may differ from what the run began with; may be repeated.",
+)
+@click.option(
+    "--profile",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Profile N steps with torch's profiler.",
+)
+@click.option(
     "--address", metavar="ADDRESS", help="A running Ray cluster; else RAY_ADDRESS, else one of our own."
 )
-def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, address: str | None) -> None:
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    resume: bool,
+    accept: tuple[str, ...],
+    profile: int,
+    address: str | None,
+) -> None:
     """Train a recipe: on Ray workers, in this process, or as one of torchrun's."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep train {recipe}")
@@ -81,8 +102,11 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
     from cluster import local as in_one_process
     from cluster.screen import Screen
 
+    if accept and not resume:
+        raise click.UsageError("--accept is for --resume")
+    wish = driver.Wish(resume, accept, profile)
     if in_one_process.is_torchrun():
-        return in_one_process.train_under_torchrun(recipe, overrides, resume)
+        return in_one_process.train_under_torchrun(recipe, overrides, wish)
     screen = Screen()
     if local:
         overrides = (*overrides, "run.workers=1")
@@ -91,8 +115,8 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
     if address is None:
         launch.refuse_what_does_not_fit(prepared.recipe)
     if local:
-        return driver.train(prepared, in_one_process.in_process, screen, resume=resume)
-    return driver.train(prepared, launch.on(address), screen, resume=resume, keep_noise=True)
+        return driver.train(prepared, in_one_process.in_process, screen, wish)
+    return driver.train(prepared, launch.on(address), screen, wish, keep_noise=True)
 
 
 @command
@@ -105,7 +129,7 @@ def train(recipe: str, overrides: tuple[str, ...], local: bool, resume: bool, ad
 def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
-    from trainer import door, plan
+    from trainer import door, memory, plan
 
     resolved = driver.read(recipe, overrides)
     planned = plan.make(resolved)
@@ -116,7 +140,7 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
             click.echo(line)
         return
     click.echo(door.dump(resolved))
-    click.echo("\n".join(planned.lines()))
+    click.echo("\n".join(planned.lines(memory.rows(planned))))
     if plot:
         from trainer import plot as plots
 

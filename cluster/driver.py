@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import run_folder
+from cluster import mirror, run_folder
 from cluster.interruption import interruptible
 from cluster.screen import Screen
 from trainer import door, tracking
@@ -24,9 +23,9 @@ from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     from trainer.plan import Plan
+    from trainer.provenance import Provenance
     from trainer.run import RunOrder
 
-MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is computed
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 TROUBLE_PATIENCE_S = 5.0  # and for one that does not
 INTERRUPTED_PATIENCE_S = 15.0  # and when somebody waits for the prompt
@@ -39,6 +38,15 @@ class Prepared:
     recipe: Recipe
     plan: "Plan"
     seconds: float
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for beside the recipe."""
+
+    resume: bool = False
+    accept: tuple[str, ...] = ()  # what may differ from what the run began with: recipe, code, data
+    profile: int = 0  # steps
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,7 @@ def prepare(path: str, overrides: Sequence[str], screen: Screen) -> Prepared:
 
 
 def train(
-    prepared: Prepared,
-    launch: Callable[[Run], None],
-    screen: Screen,
-    *,
-    resume: bool = False,
-    keep_noise: bool = False,
+    prepared: Prepared, launch: Callable[[Run], None], screen: Screen, wish: Wish, *, keep_noise: bool = False
 ) -> None:
     """Train in a new folder, or go on in the newest; `keep_noise` lets only the screen reach the terminal.
 
@@ -92,16 +95,22 @@ def train(
         Stopped: the run failed; it is marked so, and the message says why.
         KeyboardInterrupt: the run was told to stop; it is marked so, and nothing of it is left running.
     """
-    recipe = prepared.recipe
-    folder = _folder(recipe, resume)
+    from trainer import provenance
+
+    recipe, origin = prepared.recipe, provenance.of(prepared.plan)
+    folder, changes = _folder(recipe, origin, wish)
     with ExitStack() as stack:
         stack.enter_context(run_folder.claimed(folder))
+        stack.enter_context(mirror.kept(recipe.checkpoint.mirror, folder, screen))
         (folder / run_folder.RECIPE).write_text(door.dump(recipe))
         (folder / run_folder.PLAN).write_text("\n".join(prepared.plan.lines()) + "\n")
         journal = stack.enter_context(closing(Journal(folder)))
         history = journal.size
         journal.write("stage", name="recipe and plan", seconds=prepared.seconds)
-        screen.say(f"  run folder: {near(folder)}")
+        screen.say(f"  run folder: {run_folder.near(folder)}")
+        if changes:
+            journal.write("accepted", changes=changes)
+            screen.say("\n".join(f"  accepted: {change}" for change in changes))
         stack.enter_context(interruptible())
         if tracking.wanted(recipe):
             stack.enter_context(_tracked(folder, screen))
@@ -109,76 +118,71 @@ def train(
         if keep_noise:
             stack.enter_context(screen.alone(folder / run_folder.LOG))
         stack.enter_context(screen.following(folder, history, prepared.plan.served_examples))
-        launch(Run(order(recipe, folder), folder, journal, screen))
+        launch(Run(order(recipe, folder, origin, wish.profile), folder, journal, screen))
 
 
 def sync(folder: Path) -> str:
-    """Bring to MLflow what it has not got of a run; says where it is. Refusal while the run is trained."""
+    """Bring to MLflow and to the mirror what they have not got of a run; says where MLflow has it.
+
+    Raises:
+        Refusal: it is no run, or it is being trained.
+        Stopped: the tracking server or the mirror did not take it.
+    """
     if not (folder / run_folder.RECIPE).is_file():
         raise Refusal(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
     folder = folder.absolute()
     logging.disable(logging.INFO)  # the making of a database is no news to the user
+    address = door.read(folder / run_folder.RECIPE).checkpoint.mirror
     with run_folder.claimed(folder):
-        try:
+        if address is not None:
+            with _taken(f"the mirror {address}"):
+                mirror.Mirror(address, folder).push()
+        with _taken("MLflow"):
             tracking.tracker(folder).sync()
-        except Exception as error:
-            first_line = f"{error}".partition("\n")[0]
-            raise Stopped(f"MLflow did not take it: {type(error).__name__}: {first_line}") from error
     return how_to_look(folder)
 
 
-def near(path: Path) -> Path:
-    """A path as the user would type it from here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+@contextmanager
+def _taken(by: str) -> Iterator[None]:
+    """What keeps somebody from taking what the body brings becomes the reason in Stopped."""
+    try:
+        yield
+    except Exception as error:
+        first_line = f"{error}".partition("\n")[0]
+        raise Stopped(f"{by} did not take it: {type(error).__name__}: {first_line}") from error
 
 
 def how_to_look(folder: Path) -> str:
     """Where MLflow has the run, and how to open it."""
     state = tracking.State.load(folder)
     if state is None or state.run_id is None:
-        return f"MLflow has nothing of {folder.name} yet; `lockstep sync {near(folder)}` brings it there"
+        cure = f"`lockstep sync {run_folder.near(folder)}` brings it there"
+        return f"MLflow has nothing of {folder.name} yet; {cure}"
     if state.uri.startswith("http"):
         address = f"{state.uri}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
         return f"MLflow: {folder.name} is at {address}"
     place = state.uri.removeprefix("sqlite:///")
-    where = near(Path(place)) if place != state.uri else state.uri
+    where = run_folder.near(Path(place)) if place != state.uri else state.uri
     return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui`"
 
 
-def order(recipe: Recipe, folder: Path) -> "RunOrder":
+def order(recipe: Recipe, folder: Path, origin: "Provenance", profile: int) -> "RunOrder":
     """What the workers of a run are told."""
     from trainer import task
     from trainer.run import RunOrder
 
-    return RunOrder(recipe, str(folder), partial(task.make, recipe.task.use, recipe.task.with_))
+    make_task = partial(task.make, recipe.task.use, recipe.task.with_)
+    return RunOrder(recipe, str(folder), make_task, origin, profile)
 
 
-def _folder(recipe: Recipe, resume: bool) -> Path:
-    if not resume:
-        return run_folder.create(recipe.checkpoint.dir, recipe.name)
-    folder = run_folder.newest(recipe.checkpoint.dir, recipe.name)
-    if (end := last_line(folder)) and end["kind"] == "end" and end["status"] == "FINISHED":
-        raise Refusal(f"--resume: {near(folder)} is finished; leave --resume out to start a new run")
-    stored = folder / run_folder.RECIPE
-    before = tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
-    now = tracking.flat(recipe.model_dump(mode="json", by_alias=True))
-    changed = [
-        f"{key}: is {now.get(key)}, and the run began with {before.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.partition(".")[0] not in MAY_CHANGE
-    ]
-    if changed:
-        kept = ", ".join(MAY_CHANGE)
-        raise Refusal(
-            "\n".join(changed) + f"\n--resume: only {kept} may change; start a new run without --resume"
-        )
-    return folder
+def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, list[str]]:
+    """The run's folder, and what of a resumed run has changed."""
+    if not wish.resume:
+        above = mirror.highest(recipe.checkpoint.mirror, recipe.name)
+        return run_folder.create(recipe.checkpoint.dir, recipe.name, above), []
+    from cluster import resuming
 
-
-def last_line(folder: Path) -> Line | None:
-    """The last line of a run's journal."""
-    newest = deque(journals.read(folder), maxlen=1)
-    return newest.pop() if newest else None
+    return resuming.find(recipe, origin, wish.accept)
 
 
 @contextmanager
@@ -201,10 +205,10 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
 
 def _write_end(folder: Path, journal: Journal, status: str, reason: str) -> Line:
     """The end that the workers wrote; where they could not, it is written now."""
-    end = last_line(folder)
+    end = journals.last(folder)
     if end is None or end["kind"] != "end":
         journal.write("end", status=status, reason=reason, metrics={})
-        end = last_line(folder)
+        end = journals.last(folder)
     assert end is not None
     return end
 
@@ -235,9 +239,8 @@ def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
             screen.say(how_to_look(folder))
         else:
             trouble = (tracking.State.load(folder) or tracking.State("")).trouble or "it takes long"
-            screen.say(
-                f"MLflow is behind ({trouble}); `lockstep sync {near(folder)}` brings the rest there later"
-            )
+            cure = f"`lockstep sync {run_folder.near(folder)}` brings the rest there later"
+            screen.say(f"MLflow is behind ({trouble}); {cure}")
 
 
 def _wait(writer: subprocess.Popen, folder: Path, patience_s: float) -> bool:

@@ -21,16 +21,16 @@ def is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def train_under_torchrun(path: str, overrides: Sequence[str], resume: bool) -> None:
+def train_under_torchrun(path: str, overrides: Sequence[str], wish: driver.Wish) -> None:
     """Train as one of torchrun's processes. The first has the screen, the run's folder and its tracking."""
     is_first = os.environ["RANK"] == "0"
     screen = Screen(None if is_first else open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the process)
     screen.say(f"lockstep: {path}, {os.environ['WORLD_SIZE']} processes of torchrun")
     prepared = driver.prepare(path, (*overrides, f"run.workers={os.environ['WORLD_SIZE']}"), screen)
     if is_first:
-        driver.train(prepared, _as_first, screen, resume=resume)
+        driver.train(prepared, _as_first, screen, wish)
     else:
-        _as_one_more(prepared)
+        _as_one_more(prepared, wish)
 
 
 def _as_first(run: driver.Run) -> None:
@@ -40,12 +40,12 @@ def _as_first(run: driver.Run) -> None:
     in_process(run)
 
 
-def _as_one_more(prepared: driver.Prepared) -> None:
+def _as_one_more(prepared: driver.Prepared, wish: driver.Wish) -> None:
     from trainer.errors import Stopped
     from trainer.group import Group
     from trainer.run import run_worker
 
     folder = Group.join(prepared.recipe.run.device).share(None)
-    outcome = run_worker(driver.order(prepared.recipe, Path(folder)))
+    outcome = run_worker(driver.order(prepared.recipe, Path(folder), {}, wish.profile))
     if outcome.status != "FINISHED":
         raise Stopped(outcome.reason)

@@ -13,13 +13,13 @@ from trainer.errors import Refusal
 RECIPE, PLAN, LOG = "recipe.yaml", "plan.txt", "lockstep.log"
 
 
-def create(directory: str | Path, name: str) -> Path:
-    """Make the folder with the next free number. Two runs that start at once get one each."""
+def create(directory: str | Path, name: str, above: int = 0) -> Path:
+    """Make the folder with the next free number `above` one. Two runs that start at once get one each."""
     parent = Path(directory).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        highest = max((number for number, _ in _numbered(parent, name)), default=0)
-        for number in itertools.count(highest + 1):
+        highest = max((number for number, _ in numbered(parent, name)), default=0)
+        for number in itertools.count(max(highest, above) + 1):
             folder = parent / f"{name}-{number:03d}"
             try:
                 folder.mkdir()
@@ -35,7 +35,7 @@ def create(directory: str | Path, name: str) -> Path:
 
 def newest(directory: str | Path, name: str) -> Path:
     """The folder with the highest number. Refusal where there is none."""
-    runs = sorted(_numbered(Path(directory).absolute(), name))
+    runs = sorted(numbered(Path(directory).absolute(), name))
     if not runs:
         raise Refusal(
             f"--resume: {directory} holds no run of {name}; leave --resume out to start the first one"
@@ -59,8 +59,14 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
+def numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
+    """The runs of a name in a folder, with their numbers."""
     pattern = re.compile(re.escape(name) + r"-(\d{3,})")
     for path in parent.glob("*") if parent.is_dir() else ():
         if (match := pattern.fullmatch(path.name)) and path.is_dir():
             yield int(match[1]), path
+
+
+def near(path: Path) -> Path:
+    """A path as the user would type it from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

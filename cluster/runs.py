@@ -10,6 +10,7 @@ from typing import Any
 from cluster import run_folder
 from trainer import door, journal, tracking
 from trainer.errors import Refusal
+from trainer.keeping import CHECKPOINTS
 
 UNFINISHED = "running or cut off"
 
@@ -94,7 +95,7 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
             if names:
                 raise Refusal(f"{folder}: is not finished; its checkpoints are what it would go on from")
             continue
-        checkpoints = folder / "checkpoints"
+        checkpoints = folder / CHECKPOINTS
         freed = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
         with run_folder.claimed(folder):
             shutil.rmtree(checkpoints, ignore_errors=True)

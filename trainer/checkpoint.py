@@ -1,15 +1,16 @@
 """Checkpoints: complete, atomic, checksummed, written beside the loop, and loadable on any number of workers.
 
 A checkpoint is a folder `step-00000042` with the state (`state.pt`, tensors and plain values only) and a
-manifest naming its size and SHA-256. It is written under another name, flushed to the disk, and renamed when
-it is whole: what carries the right name and the right checksum can be trusted, and everything else is passed
-over.
+manifest naming its size, its SHA-256, and what is known of it. It is written under another name, flushed to
+the disk, and renamed when it is whole: what carries the right name and the right checksum can be trusted, and
+everything else is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -21,27 +22,32 @@ import torch
 from torch import Tensor
 
 from trainer.errors import Stopped
+from trainer.keeping import MANIFEST, STATE, Best
 
 State = dict[str, Any]
 FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder. One process writes (rank 0); any may read."""
+    """The checkpoints of one run, in a folder: the newest `keep`, and the `best` ones beside them.
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    One process writes (rank 0); any may read.
+    """
+
+    def __init__(self, folder: Path, keep: int, best: Best | None = None):
+        self.folder, self.keep, self.best = folder, keep, best
         self._writing: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, step: int, state: State) -> Path:
-        """Write `state` (copied now, written in the background). Waits only for a write that is still going
-        on.
+    def save(self, step: int, state: State, **known: Any) -> Path:
+        """Write `state` (copied now, written in the background), its manifest with all that is `known` of it:
+        `metrics` of the validation split, by name, count in what is best. Waits only for a write that is
+        still going on.
         """
         self.wait()
         copied = _copy(state)
         target = self.folder / f"step-{step:08d}"
-        writing = threading.Thread(target=self._write, args=(target, copied), name="checkpoint")
+        writing = threading.Thread(target=self._write, args=(target, copied, known), name="checkpoint")
         writing.start()
         self._writing = writing  # not before: an interrupt in between would leave what cannot be waited for
         return target
@@ -59,55 +65,89 @@ class Checkpoints:
         """The newest checkpoint whose every byte is as written, or None. Damaged and half-written ones are
         passed over.
         """
-        return next((path for path in self._newest_first() if _is_whole(path)), None)
+        return next((path for path in self._newest_first() if is_whole(path)), None)
+
+    def is_among_best(self, metrics: dict[str, float]) -> bool:
+        """Whether a checkpoint with these metrics of the validation split would be kept for them."""
+        if self.best is None:
+            return False
+        if self.best.metric not in metrics:
+            raise Stopped(
+                f"checkpoint.best: the task has no metric {self.best.metric}; it has {', '.join(metrics)}"
+            )
+        merit, rivals = self._merit(metrics), [merit for merit, _ in self._best_first()]
+        return merit > -math.inf and (len(rivals) < self.best.keep or merit > rivals[self.best.keep - 1])
+
+    def _best_first(self) -> list[tuple[float, Path]]:
+        """Those with the metric that counts, each with its merit: the larger, the better."""
+        merits = [(self._merit(manifest(path).get("metrics", {})), path) for path in self._newest_first()]
+        return sorted((merit for merit in merits if merit[0] > -math.inf), reverse=True)
+
+    def _merit(self, metrics: dict[str, float]) -> float:
+        value = metrics.get(self.best.metric, math.nan) if self.best else math.nan
+        if not math.isfinite(value):
+            return -math.inf
+        return value if self.best and self.best.mode == "max" else -value
+
+    def _prune(self) -> None:
+        kept = list(self._newest_first())[: self.keep]
+        if self.best is not None:
+            kept += [path for _, path in self._best_first()[: self.best.keep]]
+        for path in set(self._newest_first()) - set(kept):
+            shutil.rmtree(path)
 
     def _newest_first(self) -> Iterator[Path]:
         return iter(sorted(self.folder.glob("step-*"), reverse=True))
 
-    def _write(self, target: Path, state: State) -> None:
+    def _write(self, target: Path, state: State, known: dict[str, Any]) -> None:
         try:
             partial = target.with_name(f".writing-{target.name}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            torch.save(state, partial / "state.pt")
-            manifest = {
-                "format": FORMAT,
-                "bytes": (partial / "state.pt").stat().st_size,
-                "sha256": _sha256(partial),
-            }
-            (partial / "manifest.json").write_text(json.dumps(manifest))
-            for path in (partial / "state.pt", partial / "manifest.json", partial):
+            torch.save(state, partial / STATE)
+            told = {"format": FORMAT, "bytes": (partial / STATE).stat().st_size, "sha256": _sha256(partial)}
+            (partial / MANIFEST).write_text(json.dumps(told | known))
+            for path in (partial / STATE, partial / MANIFEST, partial):
                 _flush(path)
             shutil.rmtree(target, ignore_errors=True)  # left by a run that went back behind this step
             partial.rename(target)
             _flush(self.folder)
-            for old in list(self._newest_first())[self.keep :]:
-                shutil.rmtree(old)
+            self._prune()
         except BaseException as error:
             self._failure = error
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What is known of a checkpoint; nothing where its manifest cannot be read."""
+    try:
+        told = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written."""
+    told = manifest(path)
+    try:
+        return told.get("format") == FORMAT and told.get("sha256") == _sha256(path)
+    except OSError:
+        return False
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> State:
     """The state in a checkpoint folder. Nothing but tensors and plain values is unpickled.
 
     Raises Stopped when the checkpoint is not whole or of another format."""
-    if not _is_whole(path):
+    if not is_whole(path):
         raise Stopped(
             f"{path}: the checkpoint is damaged or incomplete; choose an older one of the same folder"
         )
-    return torch.load(path / "state.pt", map_location=device, weights_only=True)
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        return manifest["format"] == FORMAT and manifest["sha256"] == _sha256(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return torch.load(path / STATE, map_location=device, weights_only=True)
 
 
 def _sha256(folder: Path) -> str:
-    with (folder / "state.pt").open("rb") as file:
+    with (folder / STATE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

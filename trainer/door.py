@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from trainer import hyperparameters, wording
 from trainer.errors import Problem, RecipeError, Refusal
-from trainer.recipe import CONTRADICTIONS, SECTIONS, Contradiction, Recipe, SavingInterval
+from trainer.lengths import SavingInterval
+from trainer.recipe import CONTRADICTIONS, SECTIONS, Contradiction, Recipe
 
 Place = tuple[str, int | None]  # file, line
 OVERRIDE = "--set"  # the file of what the command line sets

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class Tail:
 def read(folder: str | Path) -> Iterator[Line]:
     """The lines of the journal as it is now, oldest first; none when the run has not written any."""
     yield from Tail(folder).lines()
+
+
+def last(folder: str | Path) -> Line | None:
+    """The last line of a run's journal."""
+    newest = deque(read(folder), maxlen=1)
+    return newest.pop() if newest else None
 
 
 def follow(folder: str | Path, stop: Callable[[], bool], offset: int = 0) -> Iterator[Line]:

@@ -3,14 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from trainer import schedule, weights
 from trainer.errors import RecipeError
 from trainer.recipe import Contradiction, Recipe
 from trainer.schedule import Stages
 from trainer.task import SPLITS, Task, load
+from trainer.wording import in_bytes
+
+if TYPE_CHECKING:
+    from data_echo import Source
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Plan:
     warmup_examples: int
     parameters: int
     state_bytes: int
+    recomputed: tuple[str, ...]  # names of the blocks that compute their activations again
+    task: Task = field(repr=False, compare=False)
+    sources: dict[str, "Source"] = field(repr=False, compare=False)  # by split
 
     @property
     def micro_batches(self) -> int:
@@ -53,9 +60,10 @@ class Plan:
         """The share of a step's micro-batches that its busiest worker computes, in the mean over steps."""
         return self._busiest_share(self.recipe.batch.size)
 
-    def lines(self) -> list[str]:
-        """The plan for the screen, one aligned line per question."""
+    def lines(self, more: Sequence[tuple[str, str]] = ()) -> list[str]:
+        """The plan for the screen, one aligned line per question, and `more` of them."""
         rows = [*self._model_rows(), *self._batch_rows(), *self._rate_rows(), *self._data_rows()]
+        rows += [*self._pass_rows(), *more]
         width = max(len(title) for title, _ in rows)
         return [f"{title:<{width}}  {text}" for title, text in rows]
 
@@ -65,7 +73,10 @@ class Plan:
 
     def _model_rows(self) -> list[tuple[str, str]]:
         recipe = self.recipe
-        weights, state = _bytes(4 * self.parameters), f"{_bytes(self.state_bytes)} of {recipe.optimizer.name}"
+        weights, state = (
+            in_bytes(4 * self.parameters),
+            f"{in_bytes(self.state_bytes)} of {recipe.optimizer.name}",
+        )
         return [
             ("run", f"{recipe.name}: {recipe.task.use}, seed {recipe.seed}"),
             ("model", f"{self.parameters:,} parameters: {weights} of weights, {state} state"),
@@ -104,6 +115,20 @@ class Plan:
             ("steps", f"{self.steps:,}, serving {self.served_examples:,} examples ({epochs:.4g} epochs)"),
         ]
 
+    def _pass_rows(self) -> list[tuple[str, str]]:
+        """How passes are computed, where it is not as usual."""
+        train, run, blocks = self.recipe.train, self.recipe.run, self.recomputed
+        shown = ", ".join(blocks if len(blocks) <= 4 else [*blocks[:2], "…", blocks[-1]])
+        ways = {
+            f"{train.precision} autocast": train.precision != "fp32",
+            "a loss scale": train.precision == "fp16",
+            "compiled": run.compile,
+            "channels last": run.channels_last,
+            f"activations of {len(blocks)} blocks recomputed ({shown})": bool(blocks),
+        }
+        said = [way for way, is_so in ways.items() if is_so]
+        return [("passes", ", ".join(said))] if said else []
+
     def _data_rows(self) -> list[tuple[str, str]]:
         echo = self.recipe.echo
         passes = self.fresh_examples / self.examples["train"]
@@ -115,9 +140,20 @@ class Plan:
             stages = ["pool: source, prepare", "worker: augment", middle, "forward, backward"]
         return [
             ("data", ", ".join(f"{self.examples[split]:,} {split}" for split in SPLITS)),
+            ("order", self._order()),
             ("fresh examples", f"{most}{self.fresh_examples:,} ({passes:.4g} passes over the training data)"),
             ("stages", " → ".join(stages)),
         ]
+
+    def _order(self) -> str:
+        """How a pass orders the rows, and what would read them at less cost."""
+        shuffle, source = self.recipe.batch.shuffle, self.sources["train"]
+        if shuffle.block > 1:
+            among = f"{shuffle.window} blocks ({shuffle.block * shuffle.window:,} rows)"
+            return f"blocks of {shuffle.block:,} rows permuted, rows shuffled among {among}"
+        together = source.rows_together() if hasattr(source, "rows_together") else 1
+        hint = f"; read by {together:,}: batch.shuffle.block {together} is cheaper" if together > 1 else ""
+        return f"all rows permuted{hint}"
 
 
 def make(recipe: Recipe, task: Task | None = None) -> Plan:
@@ -128,7 +164,8 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
         task = task or load(recipe.task)
     except RecipeError as error:
         raise RecipeError([recipe.problem(p.key, p.wrong, p.right) for p in error.problems]) from error
-    examples = _count_examples(recipe, task)
+    sources = _sources(recipe, task)
+    examples = {split: len(source) for split, source in sources.items()}
     n, size = examples["train"], recipe.batch.size
     total = schedule.in_examples(recipe.train, examples_per_epoch=n, total_examples=0, batch_size=size)
     rate = schedule.LearningRate(recipe, n, total)
@@ -140,9 +177,12 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
         recipe,
         [
             *_large_batches(recipe, n),
+            *_large_blocks(recipe, n),
             *_idle_stages(stages, total),
             *_endless_warmup(recipe, rate),
+            *_zero(recipe, model),
             *_freeze(recipe, model),
+            *_idle_ways(recipe, model),
             *_idle_patterns(recipe, model),
         ],
     )
@@ -160,6 +200,9 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
         warmup_examples=rate.warmup_examples,
         parameters=sum(parameter.numel() for parameter in parameters),
         state_bytes=optim.state_bytes(recipe.optimizer.name, parameters, **recipe.optimizer.hyper),
+        recomputed=_recomputed(model, recipe.run.recompute),
+        task=task,
+        sources=sources,
     )
 
 
@@ -178,6 +221,8 @@ def echo_schedule(recipe: Recipe, train_examples: int) -> Any:
             recipe.seed,
             whole_batches=echo.at == "batch",
             max_age=echo.max_age,
+            block=batch.shuffle.block,
+            window=batch.shuffle.window,
         )
     except DataError as error:
         wrong, _, right = str(error).partition("; ")
@@ -204,25 +249,27 @@ def refuse(recipe: Recipe, contradictions: Sequence[Contradiction]) -> None:
         raise RecipeError([recipe.problem(*contradiction) for contradiction in contradictions])
 
 
-def _count_examples(recipe: Recipe, task: Task) -> dict[str, int]:
-    examples: dict[str, int] = {}
+def _sources(recipe: Recipe, task: Task) -> dict[str, "Source"]:
+    """The task's data by split, none of it empty."""
+    sources: dict[str, Source] = {}
     contradictions, cause = [], None
     for split in SPLITS:
         try:
-            examples[split] = len(task.source(split))
+            sources[split] = task.source(split)
+            is_empty = len(sources[split]) == 0
         except Exception as error:
             if cause is None or str(error) != str(cause):  # one cause often takes all splits away
                 contradictions.append(_raised(f"source({split!r}) of {recipe.task.use}", error))
             cause = error
         else:
-            if examples[split] == 0:
+            if is_empty:
                 wrong = f"the {split} split of {recipe.task.use} is empty"
                 contradictions.append(("task", wrong, "give it examples"))
     try:
         refuse(recipe, contradictions)
     except RecipeError as error:
         raise error from cause
-    return examples
+    return sources
 
 
 def _large_batches(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
@@ -232,6 +279,13 @@ def _large_batches(recipe: Recipe, train_examples: int) -> Iterator[Contradictio
         right = f"the largest that fits is {fits}" if fits else f"micro {batch.micro} does not fit either"
         key, verb = ("batch.size", "is") if largest == batch.size else ("batch.growth", "grows to")
         yield key, f"{verb} {largest}, and there are {train_examples} training examples", right
+
+
+def _large_blocks(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
+    block = recipe.batch.shuffle.block
+    if block > train_examples:
+        wrong = f"is {block}, and there are {train_examples} training examples"
+        yield "batch.shuffle.block", wrong, "give the rows that are read together, or 1"
 
 
 def _idle_stages(stages: Stages, total_examples: int) -> Iterator[Contradiction]:
@@ -256,6 +310,31 @@ def _freeze(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
             yield "init.freeze", f"{pattern} matches none of the model's parameters", f"they are {names}"
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield "init.freeze", "leaves no parameter to train", "freeze fewer"
+
+
+def _zero(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
+    """Patterns that let nothing start at zero."""
+    for pattern in recipe.init.zero:
+        if not weights.zero(model, pattern):
+            names = ", ".join(name for name, _ in model.named_parameters())
+            yield "init.zero", f"{pattern} matches none of the model's parameters", f"they are {names}"
+
+
+def _idle_ways(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
+    """What is asked of forward and backward passes that the model has no use for."""
+    wanted = recipe.run.recompute
+    for shown, pattern in [("true", True)] if wanted is True else [(p, (p,)) for p in wanted or ()]:
+        if not _recomputed(model, pattern):
+            names = ", ".join(name for name, _ in model.named_modules() if name)
+            yield "run.recompute", f"{shown} finds no block of the model", f"its modules are {names}"
+    if recipe.run.channels_last and not any(parameter.dim() == 4 for parameter in model.parameters()):
+        yield "run.channels_last", "is true, and the model has no convolution over images", "leave it out"
+
+
+def _recomputed(model: Any, wanted: bool | Sequence[str]) -> tuple[str, ...]:
+    from trainer import recomputing  # brings torch
+
+    return tuple(recomputing.blocks(model, wanted))
 
 
 def _idle_patterns(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
@@ -290,11 +369,3 @@ def _raised(where: str, error: Exception) -> Contradiction:
     """An error of the task's, which may say itself what would be right, after a semicolon."""
     wrong, _, right = str(error).partition("; ")
     return "task", f"{where} raised {type(error).__name__}: {wrong}", right or "mend the task"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

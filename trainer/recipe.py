@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from trainer.errors import Problem
-from trainer.lengths import Count, Interval, Length, Names, Natural, Positive, SavingInterval, Section, refuse
+from trainer.keeping import Checkpoint
+from trainer.lengths import Count, Interval, Length, Names, Natural, Positive, Section, refuse
 from trainer.shapes import MultiplyGrowth, RampGrowth, Schedule, StepsGrowth
 
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
@@ -46,13 +47,12 @@ class Init(Section):
         description="weights to start from: a safetensors file, a checkpoint's folder, or a run "
         "(its folder, or its name in checkpoint.dir); null: as the task's model makes them",
     )
-    freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
     zero: Names = Field(
         default=(),
         description="name patterns of parameters that start at zero: those of the last batch norm of each "
         "residual block let it start as the identity",
     )
-
+    freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
 
     @model_validator(mode="after")
     def _zero_counts(self) -> "Init":
@@ -70,6 +70,7 @@ class Shuffle(Section):
     )
     window: Count = Field(default=16, description="blocks that are read together, their rows shuffled")
 
+
 class Batch(Section):
     """The global batch, and the pieces that it is computed in on any number of workers."""
 
@@ -78,6 +79,7 @@ class Batch(Section):
     lanes: Count = Field(
         default=48, description="streams that the data is dealt to; the most workers that can share them"
     )
+    shuffle: Shuffle = Field(default=Shuffle(), description="how each pass orders the training rows")
     growth: MultiplyGrowth | RampGrowth | StepsGrowth | None = Field(
         default=None, discriminator="shape", description="how the batch grows during training"
     )
@@ -280,14 +282,6 @@ class Eval(Section):
     every: Interval | None = Field(default=Interval(epochs=1), description="how often; null: only at the end")
 
 
-class Checkpoint(Section):
-    """What is kept to go on from."""
-
-    every: SavingInterval = Field(default=SavingInterval(minutes=1), description="how often")
-    keep: Count = Field(default=3, description="how many of the newest are kept")
-    dir: str = Field(default="runs", description="folder that the runs' folders are made in", min_length=1)
-
-
 class Pool(Section):
     """The processes that prepare examples."""
 
@@ -307,6 +301,12 @@ class Run(Section):
     workers: Count = Field(default=1, description="workers that share each batch")
     pool: Pool = Field(default=Pool(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
+        default="ddp", description="how the model is spread: each worker holds the whole"
+    )
+    stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
+    reduction: Literal["fast", "exact"] = Field(
+        default="fast", description="fast: fp32 sums; exact: bitwise the same on any number of workers"
+    )
     compile: bool = Field(
         default=False,
         description="compile the model for training, if the first micro-batch then has the same gradient; "
@@ -321,10 +321,10 @@ class Run(Section):
         default=False,
         description="keep convolutions' weights and activations with their channels innermost in memory",
     )
-        default="ddp", description="how the model is spread: each worker holds the whole"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU for each worker where there are any"
     )
-    stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
-    reduction: Literal["fast", "exact"] = Field(
+
     @model_validator(mode="after")
     def _compiles_no_exact_run(self) -> "Run":
         if self.compile and self.reduction == "exact":
@@ -332,12 +332,6 @@ class Run(Section):
                 "is true, and reduction is exact", "leave it out, or let reduction be fast", "compile"
             )
         return self
-
-        default="fast", description="fast: fp32 sums; exact: bitwise the same on any number of workers"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: a GPU for each worker where there are any"
-    )
 
 
 class Track(Section):

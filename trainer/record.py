@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,18 +17,25 @@ from trainer.checkpoint import Checkpoints, load
 from trainer.decisions import Decisions
 from trainer.group import Group
 from trainer.journal import Journal
-from trainer.recipe import Recipe
+from trainer.keeping import CHECKPOINTS
+from trainer.profiling import profiled
+from trainer.tracking import PROFILE
 from trainer.training import State, Training
+
+if TYPE_CHECKING:
+    from trainer.loop import Step
+    from trainer.run import RunOrder
 
 
 class Record:
     """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0."""
 
-    def __init__(self, folder: Path, recipe: Recipe, group: Group):
-        self.folder, self.group, self.recipe = folder, group, recipe
-        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep)
-        self.journal = Journal(folder) if group.rank == 0 else None
-        self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
+    def __init__(self, order: RunOrder, group: Group):
+        self.order, self.group, self.folder = order, group, Path(order.folder)
+        keeping = order.recipe.checkpoint
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keeping.keep, keeping.best)
+        self.journal = Journal(self.folder) if group.rank == 0 else None
+        self.began_at = next((line["time"] for line in journals.read(self.folder)), time.time())
         self.saved_step, self.saved_at = 0, time.monotonic()
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -59,17 +66,26 @@ class Record:
         if self.journal is not None:
             self.journal.decide(position, what, value)
 
-    def save(self, training: Training) -> None:
-        """A checkpoint of where `training` stands, written beside the loop. Weights that are not finite are
-        not worth keeping: the next step notices them.
+    def save(self, training: Training, metrics: dict[str, float] | None = None) -> None:
+        """A checkpoint of where `training` stands, and the `metrics` measured there, written beside the loop.
+
+        Weights that are not finite are not worth keeping: the next step notices them.
         """
         progress = training.progress
         self.saved_at = time.monotonic()
         if self.journal is None or self.saved_step == progress.step or not training.is_finite():
             return
-        path = self.checkpoints.save(progress.step, training.state())
+        path = self.checkpoints.save(
+            progress.step, training.state(), metrics=metrics or {}, **self.order.provenance
+        )
         self.saved_step = progress.step
         self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
+
+    def profiled(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The same steps, some of them under the profiler where the order says so."""
+        if self.journal is None or not self.order.profile:
+            return steps
+        return profiled(steps, self.order.profile, self.folder / PROFILE)
 
     def export(self, training: Training) -> None:
         """The trained model, and its averaged weights beside it, as safetensors files."""

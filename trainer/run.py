@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from trainer.decisions import RATE_FACTOR, STOP
 from trainer.errors import Refusal, Stopped
 from trainer.evaluation import Evaluation
 from trainer.group import Group
+from trainer.lengths import Interval, SavingInterval
 from trainer.loop import NotFinite, Step, steps
-from trainer.recipe import Interval, Recipe, SavingInterval
+from trainer.provenance import Provenance
+from trainer.recipe import Recipe
 from trainer.record import Record
-from trainer.schedule import in_examples
 from trainer.skipping import SkippedExamples
 from trainer.task import Task
 from trainer.training import Training, build
@@ -34,6 +34,8 @@ class RunOrder:
     recipe: Recipe
     folder: str
     make_task: Callable[[], Task]
+    provenance: Provenance = field(default_factory=dict)
+    profile: int = 0  # steps to profile; 0: none
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
     task = order.make_task()
     skip_bad = order.recipe.task.skip_bad > 0
     own = preparer or InlinePreparer(task, order.recipe.seed, skip_bad=skip_bad)
-    record = Record(Path(order.folder), order.recipe, group)
+    record = Record(order, group)
     try:
         metrics = _train(order.recipe, group, task, own, record)
         record.write("end", status="FINISHED", reason=None, metrics=metrics)
@@ -106,20 +108,25 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
 def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Record) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe = training.recipe
-    echo = None
+    echo = execution = None
     if recipe.echo.factor == "auto":
         cap = min(recipe.echo.cap, training.schedule.largest_factor())
         echo = echoing.AutomaticFactor(cap, training.decisions.echo_factors)
-    for step in steps(training):
+    for step in record.profiled(steps(training)):
+        if training.passes.execution is not execution:  # at first, and when memory ran out
+            execution = training.passes.execution
+            record.write("execution", step=step.step, **asdict(execution))
         record.write("step", **_numbers(training, step))
         skipped.after_step(record)
         if echo is not None:
             echo.after(step, training, record)
-        stop = _budget_spent(training, record)
+        stop, metrics = _budget_spent(training, record), None
         if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
-            stop = _target_reached(training, _evaluate(validation, training, record), record) or stop
-        if training.finished or stop or _save_due(recipe.checkpoint.every, step, training, record):
-            record.save(training)
+            metrics = _evaluate(validation, training, record)
+            stop = _target_reached(training, metrics, record) or stop
+        is_best = metrics is not None and record.checkpoints.is_among_best(metrics)
+        if training.finished or stop or is_best or _save_due(recipe.checkpoint.every, step, training, record):
+            record.save(training, metrics)
         if stop:
             record.write("stop", step=step.step, examples=step.examples, reason=stop)
             break
@@ -192,13 +199,8 @@ def _evaluate(evaluation: Evaluation, training: Training, record: Record) -> dic
 
 def _passed(every: Interval, step: Step, training: Training) -> bool:
     """Whether this step crossed a multiple of an interval."""
-    length = in_examples(
-        every,
-        examples_per_epoch=training.plan.examples["train"],
-        total_examples=training.plan.total_examples,
-        batch_size=training.recipe.batch.size,
-    )
-    return step.examples // max(1, length) > (step.examples - step.batch) // max(1, length)
+    length = max(1, training.in_examples(every))
+    return step.examples // length > (step.examples - step.batch) // length
 
 
 def _save_due(every: SavingInterval, step: Step, training: Training, record: Record) -> bool:
@@ -218,6 +220,8 @@ def _numbers(training: Training, step: Step) -> dict[str, Any]:
         "loss": step.loss,
         "learning_rate": step.learning_rate,
         "gradient_norm": step.gradient_norm,
+        "loss_scale": step.loss_scale,
+        "skipped": step.skipped,
         "batch": step.batch,
         **seconds,
         "step_s": sum(step.seconds.values()),
@@ -230,7 +234,6 @@ def _circumstances(training: Training) -> dict[str, Any]:
         "name": training.recipe.name,
         "workers": training.group.size,
         "device": str(training.group.device),
-        "execution": asdict(training.passes.execution),
         "total_examples": training.plan.total_examples,
         "code_version": version("lockstep-training"),
         "torch": torch.__version__,

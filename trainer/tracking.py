@@ -32,6 +32,7 @@ from trainer.recipe import Recipe
 NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
 STATE_FILE = "tracking.json"
 MODEL = "model.safetensors"
+PROFILE = "profile"  # a folder of files
 WRITE_INTERVAL_S = 1.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between attempts
 UNTHINNED_STEPS = 1000  # the first steps of a run are all shown, later ones once a second
@@ -132,9 +133,9 @@ def entry(lines: Iterable[Line], state: State) -> Entry:
             case "evaluation":
                 named = {f"{line['split']}/{name}": value for name, value in line["metrics"].items()}
                 result.metrics += _points(line, named)
-            case "decision":
             case "execution":
                 result.tags["lockstep.execution"] = line["reason"]
+            case "decision":
                 result.tags[f"lockstep.decision.{line['what']}"] = f"{line['value']} at {line['position']}"
             case "end":
                 result.tags["lockstep.reason"] = str(line.get("reason") or "")
@@ -232,6 +233,8 @@ class Tracker:
     def finish(self, end: Line) -> None:
         """The full journal, the model, and the run's last status."""
         self._artifact(JOURNAL)
+        if (self.folder / PROFILE).exists():
+            self.client.log_artifacts(self._run_id, str(self.folder / PROFILE), PROFILE)
         if end["status"] == "FINISHED" and (self.folder / MODEL).exists():
             self._artifact(MODEL)
             self._log(tags={"lockstep.model": self._log_model()})

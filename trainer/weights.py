@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import Refusal
+from trainer.keeping import CHECKPOINTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,7 @@ def find(start: str, runs: str) -> Path:
             return path
         if (path / "model.safetensors").is_file():
             return path / "model.safetensors"
-        if (newest := Checkpoints(path / "checkpoints", keep=1).newest_whole()) is not None:
+        if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
             return newest
     raise Refusal(
         f"init.from: is {start}, and there are no weights there or in {runs}; "
@@ -58,7 +59,6 @@ def put(path: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def freeze(model: nn.Module, pattern: str) -> list[str]:
 def zero(model: nn.Module, pattern: str) -> list[str]:
     """Let the parameters whose names match a pattern start at zero; returns their names."""
     names = dict(model.named_parameters())
@@ -68,6 +68,7 @@ def zero(model: nn.Module, pattern: str) -> list[str]:
     return zeroed
 
 
+def freeze(model: nn.Module, pattern: str) -> list[str]:
     """Take the parameters whose names match a pattern out of training; returns their names."""
     names = dict(model.named_parameters())
     frozen = fnmatch.filter(names, pattern)

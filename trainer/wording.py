@@ -34,6 +34,15 @@ def plain(value: object) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
+def in_bytes(number: float) -> str:
+    """A number of bytes with its unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
 def _in_words(error: ErrorDetails) -> Contradiction:
     key, model = _locate(error["loc"])
     kind, value, context = error["type"], plain(error["input"]), error.get("ctx", {})

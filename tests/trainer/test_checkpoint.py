@@ -9,6 +9,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, load
 from trainer.errors import Stopped
+from trainer.keeping import Best
 
 
 def state(value: float) -> dict:
@@ -44,6 +45,25 @@ def test_the_newest_are_kept(tmp_path: Path):
         save(store, step, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
     assert store.newest_whole() == tmp_path / "step-00000010"
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", {2, 5, 7, 8}), ("min", {1, 6, 7, 8})])
+def test_the_best_are_kept_beside_the_newest(tmp_path: Path, mode: str, kept: set[int]):
+    store = Checkpoints(tmp_path, keep=2, best=Best(metric="accuracy", mode=mode, keep=2))
+    worth = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.4, 5: 0.8, 6: 0.1}
+    for step, accuracy in worth.items():
+        if step == 6:
+            assert store.is_among_best({"accuracy": 0.05 if mode == "min" else 0.95})
+            assert not store.is_among_best({"accuracy": 0.5})
+            assert not store.is_among_best({"accuracy": float("nan")})
+        store.save(step, state(1.0), metrics={"accuracy": accuracy})
+        store.wait()
+    for step in (7, 8):  # saved between evaluations: nothing is known of them
+        store.save(step, state(1.0), metrics={})
+        store.wait()
+    assert {int(path.name[5:]) for path in tmp_path.iterdir()} == kept
+    with pytest.raises(Stopped, match="has no metric accuracy; it has loss"):
+        store.is_among_best({"loss": 1.0})
 
 
 def test_a_checkpoint_cut_at_any_byte_is_never_chosen(tmp_path: Path):

@@ -72,6 +72,17 @@ def test_a_finished_run_that_is_started_again_only_says_so(tmp_path: Path):
     assert (tmp_path / "model.safetensors").read_bytes() == model
 
 
+def test_the_best_checkpoint_is_made_when_it_is_measured_and_kept(tmp_path: Path):
+    keeping = {"keep": 1, "every": {"epochs": 100}, "best": {"metric": "loss", "mode": "max"}}
+    chosen = recipe(train={"epochs": 6}, checkpoint=keeping)  # the loss falls: the first is the "best"
+    assert run_worker(order(tmp_path, chosen)).status == "FINISHED"
+    measured = [line for line in kinds(tmp_path, "evaluation") if line["split"] == "validation"]
+    best = max(measured, key=lambda line: line["metrics"]["loss"])
+    assert best["step"] < measured[-1]["step"], "the last is the best: this run tells nothing"
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {f"step-{best['step']:08d}", f"step-{measured[-1]['step']:08d}"}
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

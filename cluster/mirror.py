@@ -1,0 +1,217 @@
+"""A copy of a run's checkpoints, recipe and journal at an fsspec address, for when its machine is gone.
+
+A thread of the driver's keeps the copy up to date, as an onlooker of the run's folder: an address that cannot
+be reached only makes the copy fall behind. A checkpoint's manifest goes last and leaves first, so that one
+that is there is whole; the journal goes before it, with every decision that the checkpoint rests on.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from cluster import run_folder
+from cluster.screen import Screen
+from trainer.errors import Refusal
+from trainer.journal import FILE_NAME as JOURNAL
+from trainer.keeping import CHECKPOINTS, MANIFEST, STATE
+from trainer.tracking import MODEL, STATE_FILE
+
+BESIDE = (run_folder.RECIPE, run_folder.PLAN, STATE_FILE, MODEL, JOURNAL)  # what goes with the checkpoints
+PAUSE_S = 1.0  # between looks at the run's folder
+TROUBLED_PAUSE_S = 10.0
+ENDING_S = 120.0  # what the last upload may take
+
+
+class Mirror:
+    """The copy of one run. `address` is what `checkpoint.mirror` says, `folder` the run's."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self.filesystem, root = _open(address)
+        self.folder, self.root = folder, f"{root.rstrip('/')}/{folder.name}"
+        self.place = self.filesystem.unstrip_protocol(self.root)
+
+    def push(self) -> None:
+        """Bring there what it has not got, and remove the checkpoints that are no longer kept here.
+
+        Raises:
+            Refusal: another run lies there.
+            Exception: whatever the file system raises that cannot be reached.
+        """
+        self._refuse_another_run()
+        there, here = self._checkpoints(), _manifests(self.folder)
+        new = [name for name in sorted(here) if there.get(name) != here[name]]
+        for name in new:
+            self._remove(name)
+            self._put(f"{CHECKPOINTS}/{name}/{STATE}")
+        for name in BESIDE:
+            if (self.folder / name).exists():
+                self._put(name)
+        for name in new:
+            self._put(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+        for name in there.keys() - here.keys():
+            self._remove(name)
+
+    def pull(self) -> None:
+        """Bring here what a resumed run needs: the files beside the checkpoints, and the newest whole one."""
+        from trainer.checkpoint import is_whole
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(self._checkpoints(), reverse=True):
+            target = self.folder / CHECKPOINTS / name
+            partial = target.with_name(f".fetching-{name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for file in (STATE, MANIFEST):
+                self.filesystem.get_file(f"{self.root}/{CHECKPOINTS}/{name}/{file}", str(partial / file))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            if is_whole(target):
+                break
+        for name in BESIDE:  # the journal last: until it is here, this is no run
+            if self.filesystem.exists(f"{self.root}/{name}"):
+                self.filesystem.get_file(f"{self.root}/{name}", str(self.folder / name))
+
+    def journal(self) -> bytes:
+        """The copied journal; empty where there is none."""
+        path = f"{self.root}/{JOURNAL}"
+        return self.filesystem.cat_file(path) if self.filesystem.exists(path) else b""
+
+    def _refuse_another_run(self) -> None:
+        ours, path = (self.folder / JOURNAL).read_bytes(), f"{self.root}/{JOURNAL}"
+        if self.filesystem.exists(path):
+            first = self.filesystem.cat_file(path, start=0, end=ours.find(b"\n") + 1)
+            if not ours.startswith(first):
+                raise Refusal(f"{path}: is another run's; remove or rename it, or change checkpoint.mirror")
+
+    def _checkpoints(self) -> dict[str, bytes]:
+        """The whole ones, by name, each with its manifest."""
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/{MANIFEST}")
+        return {str(path).split("/")[-2]: self.filesystem.cat_file(path) for path in found}
+
+    def _put(self, name: str) -> None:
+        target = f"{self.root}/{name}"
+        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self.filesystem.put_file(str(self.folder / name), target)
+
+    def _remove(self, name: str) -> None:
+        for file in (MANIFEST, STATE):
+            path = f"{self.root}/{CHECKPOINTS}/{name}/{file}"
+            if self.filesystem.exists(path):
+                self.filesystem.rm_file(path)
+
+
+@contextmanager
+def kept(address: str | None, folder: Path, screen: Screen) -> Iterator[None]:
+    """Keep a mirror up to date while the body trains, and once more at the end; nothing to do without one."""
+    if address is None:
+        yield
+        return
+    keeper = _Keeper(Mirror(address, folder), screen)
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.over.set()
+        with screen.waiting("bringing the rest to the mirror"):
+            keeper.join(ENDING_S)
+        trouble = "it takes long" if keeper.is_alive() else keeper.trouble
+        if trouble:
+            later = f"`lockstep sync {run_folder.near(folder)}` brings the rest there later"
+            screen.say(f"the mirror is behind ({trouble}); {later}")
+        else:
+            screen.say(f"mirror: {keeper.mirror.place}")
+
+
+def highest(address: str | None, name: str) -> int:
+    """The highest number of the copied runs of a name; 0 where there are none or nobody knows."""
+    try:
+        return max(_numbers(address, name), default=0) if address else 0
+    except OSError:
+        return 0
+
+
+def bring(address: str, directory: Path, name: str) -> None:
+    """Bring the newest run of a name here from its mirror, where the folder here is missing or older.
+
+    Raises:
+        Refusal: the run here and its mirror went different ways, or neither can be had.
+    """
+    numbers = [number for number, _ in run_folder.numbered(directory.absolute(), name)]
+    try:
+        copied = _numbers(address, name)
+    except Exception as error:  # whatever its driver raises where it cannot be reached
+        if numbers:
+            return  # the run here is what there is to go on with
+        raise Refusal(
+            f"--resume: {directory} holds no run of {name}, and its mirror {address} raised "
+            f"{type(error).__name__}: {error}; try again when it can be reached"
+        ) from error
+    newest = max(copied, default=0)
+    if newest < max(numbers, default=1):
+        return
+    folder = directory.absolute() / f"{name}-{newest:03d}"
+    mirror = Mirror(address, folder)
+    here = (folder / JOURNAL).read_bytes() if (folder / JOURNAL).exists() else b""
+    there = mirror.journal()
+    if there.startswith(here) and there != here:
+        mirror.pull()
+    elif not here.startswith(there):
+        raise Refusal(
+            f"--resume: {run_folder.near(folder)} and its mirror {mirror.place} went different ways; "
+            "rename the one that is not to be gone on with"
+        )
+
+
+def _open(address: str) -> tuple[Any, str]:
+    """The file system and the folder of an address; Refusal where this machine has no driver for it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise Refusal(
+            f"checkpoint.mirror: {address} cannot be opened ({error}); give a folder or an fsspec address"
+        ) from error
+
+
+class _Keeper(Thread):
+    """Pushes whenever other checkpoints are kept, and once more when it is `over`."""
+
+    def __init__(self, mirror: Mirror, screen: Screen) -> None:
+        super().__init__(name="mirror", daemon=True)
+        self.mirror, self.screen, self.over = mirror, screen, Event()
+        self.trouble: str | None = None  # what keeps the mirror from being up to date
+
+    def run(self) -> None:
+        seen: dict[str, bytes] = {}
+        is_last = False
+        while not is_last:
+            is_last = self.over.wait(TROUBLED_PAUSE_S if self.trouble else PAUSE_S)
+            here = _manifests(self.mirror.folder)
+            if here == seen and not is_last:
+                continue
+            try:
+                self.mirror.push()
+                seen, self.trouble = here, None
+            except Exception as error:  # the network's, the store's, of a checkpoint that was just removed
+                before, self.trouble = self.trouble, f"{type(error).__name__}: {error}".splitlines()[0]
+                if before is None and not is_last:
+                    self.screen.say(f"the mirror falls behind: {self.trouble}")
+
+
+def _manifests(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in folder.glob(f"{CHECKPOINTS}/step-*/{MANIFEST}")}
+
+
+def _numbers(address: str, name: str) -> list[int]:
+    """The numbers of the copied runs of a name."""
+    filesystem, root = _open(address)
+    if not filesystem.exists(root):
+        return []
+    names = [str(path).rstrip("/").rpartition("/")[2] for path in filesystem.ls(root, detail=False)]
+    parts = [name.rpartition("-") for name in names]
+    return [int(number) for start, _, number in parts if start == name and number.isdigit()]

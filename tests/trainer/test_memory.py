@@ -1,0 +1,53 @@
+"""The estimate of memory: what a real forward pass keeps, without having made it."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.spine import SpineTask, recipe
+from trainer import memory, plan
+
+
+def kept_by_a_real_pass(task, micro: int) -> int:
+    """Bytes of distinct storages, other than the model's, that autograd keeps in a real forward pass."""
+    model, kept = task.model(), {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    batch = {name: torch.from_numpy(array[:micro]) for name, array in task.arrays.items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        task.loss(model, batch)
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("micro", [4, 16])
+def test_the_estimate_is_what_a_real_pass_keeps(micro: int):
+    chosen = recipe(batch={"size": 80, "micro": micro, "lanes": 5})
+    planned = plan.make(chosen, SpineTask())
+    real = kept_by_a_real_pass(SpineTask(), micro)
+    assert memory.activation_bytes(planned) == real
+
+
+def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
+    class Wide(SpineTask):
+        def model(self) -> nn.Module:
+            return nn.Sequential(nn.Linear(12, 1 << 20), nn.Linear(1 << 20, 1 << 20), nn.Linear(1 << 20, 5))
+
+    planned = plan.make(recipe(), Wide())  # 4 TB of weights
+    assert memory.activation_bytes(planned) > 2 * 4 * (1 << 20) * planned.recipe.batch.micro
+    each_worker, disk = (text for _, text in memory.rows(planned))
+    assert "4.4 TB weights + 4.4 TB gradients" in each_worker
+    assert "checkpoints of" in disk
+
+
+def test_a_model_that_looks_at_its_numbers_says_so():
+    class Curious(SpineTask):
+        def loss(self, model, batch):
+            loss, count = super().loss(model, batch)
+            return (loss if loss.item() > 0 else -loss), count
+
+    (_, text), _ = memory.rows(plan.make(recipe(), Curious()))
+    assert "activations that could not be estimated (" in text
