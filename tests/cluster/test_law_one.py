@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import Command, journal, run, wait_for_checkpoint
-from tests.cluster.machine import remaining
+from tests.cluster.commands import WAIT_S, Command, journal, run, wait_for_checkpoint
+from tests.cluster.machine import Process, remaining, until
 from trainer.checkpoint import Checkpoints, load
 
 RECIPE = """
@@ -24,6 +24,7 @@ checkpoint: {every: {steps: 3}}
 run: {workers: 3, pool: {min: 1, max: 1}, reduction: exact, device: cpu}
 track: {uri: none}
 """
+AGENTS_END_S = 120.0  # Ray's own agents notice late that their driver is gone
 SPINE = Path(__file__).parents[1] / "trainer" / "spine.py"
 
 pytestmark = pytest.mark.slow
@@ -59,19 +60,62 @@ def test_the_same_bits_in_one_process_and_under_ray(folder: Path, workers: int):
     assert traces(folder, "spine-001") == traces(folder, "spine-002")
 
 
-@pytest.mark.parametrize("victim", ["a worker", "the pool"])
-def test_the_same_bits_after_a_process_was_killed(folder: Path, victim: str):
-    longer = ("--set", "train.epochs=120", "--set", "run.workers=2", "--set", "eval.every.epochs=40")
-    alone = run("train", "spine.yaml", "--local", *longer, cwd=folder)
-    assert alone.process.returncode == 0, alone.output
-    command = Command("train", "spine.yaml", *longer, cwd=folder)
-    command.wait_for("step")
-    wait_for_checkpoint(folder / "runs/spine-002")
-    family = command.family()
-    name = {"a worker": "RayTrainWorker", "the pool": "PoolActor"}[victim]
+LONGER = ("--set", "train.epochs=120", "--set", "run.workers=2", "--set", "eval.every.epochs=40")
+LAST_STEP = 348
+
+
+@pytest.fixture
+def alone(folder: Path) -> tuple:
+    """The traces of the same run in one process, which nothing happened to."""
+    undisturbed = run("train", "spine.yaml", "--local", *LONGER, cwd=folder)
+    assert undisturbed.process.returncode == 0, undisturbed.output
+    return traces(folder, "spine-001")
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Until the run has come this far, with a checkpoint on the way."""
+    wait_for_checkpoint(folder)
+    until(lambda: any(line["step"] >= step for line in journal(folder, "step")), WAIT_S)
+
+
+def kill(family: list[Process], name: str) -> None:
     victims = [process for process in family if name in process.command]
     assert victims, [process.command[:60] for process in family]
-    os.kill(victims[0].pid, signal.SIGKILL)
+    os.kill(victims[-1].pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("victim", "steps"),
+    [
+        ("RayTrainWorker", (20, 110, 290)),  # a run's worker group is started again three times at most
+        ("RayTrainWorker", (200, 330)),
+        ("PoolActor", (15, 80, 150, 220, 300)),
+    ],
+)
+def test_the_same_bits_however_often_a_process_is_killed(folder: Path, alone: tuple, victim: str, steps):
+    command = Command("train", "spine.yaml", *LONGER, cwd=folder)
+    families = []
+    for step in steps:
+        wait_for_step(folder / "runs/spine-002", step)
+        families += (family := command.family())
+        kill(family, victim)
     assert command.wait() == 0, command.output
-    assert remaining(family) == []
-    assert traces(folder, "spine-001") == traces(folder, "spine-002")
+    assert remaining(families) == []
+    assert traces(folder, "spine-002") == alone
+
+
+def test_the_same_bits_however_often_the_driver_is_killed(folder: Path, alone: tuple):
+    families: list[Process] = []
+    resume: tuple[str, ...] = ()
+    for step in (10, 90, 160, 230, 320):
+        command = Command("train", "spine.yaml", *LONGER, *resume, cwd=folder)
+        wait_for_step(folder / "runs/spine-002", step)
+        families += command.family()
+        os.kill(command.process.pid, signal.SIGKILL)
+        assert command.wait() == -signal.SIGKILL
+        resume = ("--resume",)
+    last = run("train", "spine.yaml", *LONGER, "--resume", cwd=folder)
+    assert last.process.returncode == 0, last.output
+    assert remaining(families, AGENTS_END_S) == []
+    assert traces(folder, "spine-002") == alone
+    assert max(traces(folder, "spine-002")[0]) == LAST_STEP

@@ -1,5 +1,6 @@
 """`lockstep train --local` as a user sees it: output, folder, exit code."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,37 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     again.wait()
     assert journal(folder / "runs/tiny-001", "rewind")[-1]["step"] in [line["step"] for line in saved]
     assert not (folder / "runs/tiny-002").exists()
+
+
+def test_what_a_run_may_be_resumed_with_is_said_by_its_user(folder):
+    endless = ("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000")
+    mirror = ("--set", "checkpoint.mirror=copies")
+    command = Command(*endless, *mirror, cwd=folder)
+    wait_for_checkpoint(folder / "copies/tiny-001")
+    command.send(signal.SIGINT)
+    command.wait()
+    assert f"mirror: file://{folder}/copies/tiny-001" in command.output
+    shutil.rmtree(folder / "runs")
+
+    code = (folder / "my_task.py").read_text()
+    (folder / "my_task.py").write_text(code.replace("range(64)", "range(63)"))
+    refused = run(*endless, *mirror, "--resume", cwd=folder)
+    assert refused.process.returncode == 2
+    assert "code: my_task.py: is " in refused.output
+    assert "data: train.examples: is 63, and the checkpoint was made with 64" in refused.output
+    assert "--accept code --accept data goes on all the same" in refused.output
+
+    lost = run(*endless, "--resume", "--set", "batch.micro=4", "--accept", "recipe", cwd=folder)
+    assert lost.process.returncode == 2
+    assert "batch.micro: is 4, and the run began with 8" in lost.output
+
+    accept = [word for what in ("recipe", "code", "data") for word in ("--accept", what)]
+    again = run("train", "tiny.yaml", "--local", "--resume", *mirror, *accept, cwd=folder)
+    assert again.process.returncode == 0, again.output
+    assert "accepted: train.epochs: is 4.0, and the run began with 1000000.0" in again.output
+    (accepted,) = journal(folder / "runs/tiny-001", "accepted")
+    assert len(accepted["changes"]) >= 4
+    assert (folder / "copies/tiny-001/model.safetensors").exists()
 
 
 @pytest.mark.slow
