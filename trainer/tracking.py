@@ -137,6 +137,8 @@ def entry(lines: Iterable[Line], state: State) -> Entry:
                 result.tags["lockstep.execution"] = line["reason"]
             case "decision":
                 result.tags[f"lockstep.decision.{line['what']}"] = f"{line['value']} at {line['position']}"
+            case "accepted":
+                result.tags["lockstep.accepted"] = "\n".join(line["changes"])
             case "end":
                 result.tags["lockstep.reason"] = str(line.get("reason") or "")
     return result
