@@ -15,7 +15,6 @@ from trainer.recipe import Recipe
 MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is computed
 MUST_STAY = ("name", "seed", "task.use", "init", "batch.micro", "batch.lanes", "optimizer.name", "echo")
 """A checkpoint's numbers mean something else under other values: its place in the data, its state."""
-ACCEPTABLE = ("recipe", "code", "data")
 MOST_SHOWN = 12
 
 

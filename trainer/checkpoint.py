@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.durable import make_durable
 from trainer.errors import Stopped
 from trainer.keeping import MANIFEST, STATE, Best
 
@@ -108,10 +108,10 @@ class Checkpoints:
             told = {"format": FORMAT, "bytes": (partial / STATE).stat().st_size, "sha256": _sha256(partial)}
             (partial / MANIFEST).write_text(json.dumps(told | known))
             for path in (partial / STATE, partial / MANIFEST, partial):
-                _flush(path)
+                make_durable(path)
             shutil.rmtree(target, ignore_errors=True)  # left by a run that went back behind this step
             partial.rename(target)
-            _flush(self.folder)
+            make_durable(self.folder)
             self._prune()
         except BaseException as error:
             self._failure = error
@@ -149,14 +149,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
 def _sha256(folder: Path) -> str:
     with (folder / STATE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(value: Any) -> Any:

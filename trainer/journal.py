@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.durable import make_durable
+
 FILE_NAME = "journal.jsonl"
 FLUSH_INTERVAL_S = 0.2
 POLL_INTERVAL_S = 0.05
@@ -40,7 +42,7 @@ class Journal:
         self._pending: list[bytes] = [] if _ends_whole(path) else [b"\n"]
         self._flushed_at = time.monotonic()
         if is_new:
-            _make_durable(path.parent)
+            make_durable(path.parent)  # or a power cut may take the new file away
         atexit.register(self.close)
 
     def write(self, kind: str, /, **fields: Any) -> None:
@@ -178,12 +180,3 @@ def _ends_whole(path: Path) -> bool:
             return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _make_durable(folder: Path) -> None:
-    """A new file survives a power cut only when its folder's entry is on the disk as well."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
