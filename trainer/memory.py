@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +55,14 @@ def activation_bytes(plan: Plan) -> int:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from trainer.precision import autocast
+    from trainer.recomputing import recompute
+
     batch, kept = _micro_batch(plan), {}
-    precision = plan.recipe.train.precision
-    autocast = nullcontext() if precision == "fp32" else torch.autocast("cpu", dtype=torch.bfloat16)
+    computing = autocast(plan.recipe.train.precision, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=[]):
         model: nn.Module = plan.task.model()
+        recompute(model, plan.recomputed)
         of_the_model = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def activation_bytes(plan: Plan) -> int:
             return tensor
 
         inputs: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in batch.items()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computing:
             plan.task.loss(model, inputs)
     return sum(kept.values())
 

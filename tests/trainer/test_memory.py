@@ -43,6 +43,19 @@ def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
     assert "checkpoints of" in disk
 
 
+def test_recomputed_blocks_keep_less():
+    class Deep(SpineTask):
+        def model(self) -> nn.Module:
+            blocks = [nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 12)) for _ in range(4)]
+            return nn.Sequential(*blocks, nn.Linear(12, 5))
+
+    whole, less = (
+        memory.activation_bytes(plan.make(recipe(run={"recompute": recompute}), Deep()))
+        for recompute in (False, True)
+    )
+    assert less < whole / 2
+
+
 def test_a_model_that_looks_at_its_numbers_says_so():
     class Curious(SpineTask):
         def loss(self, model, batch):
