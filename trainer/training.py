@@ -191,7 +191,8 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = task.model().to(group.device)
     if recipe.run.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.register_forward_pre_hook(_channels_last)
     for pattern in recipe.init.freeze:
         weights.freeze(model, pattern)
     for pattern in recipe.init.zero:
@@ -202,6 +203,18 @@ def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
     return model.train()
+
+
+def _channels_last(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images [examples, channels, height, width] among a model's inputs, with channels innermost in memory;
+    the layers that follow keep to it.
+    """
+    return tuple(
+        value.contiguous(memory_format=torch.channels_last)
+        if isinstance(value, torch.Tensor) and value.dim() == 4
+        else value
+        for value in inputs
+    )
 
 
 def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[torch.optim.Optimizer, list[str]]:

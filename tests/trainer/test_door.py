@@ -152,6 +152,17 @@ def test_files_that_cannot_be_read(tmp_path, content):
         ("run.workers=two", 'run.workers: is "two"; it should be a valid integer'),
         ("run.stack=0", "run.stack: is 0; it should be 'auto', or greater than 0"),
         ("run.pool={min: 3, max: 2}", "run.pool.max: is 2, less than min 3; give 3 or more"),
+        (
+            "run={compile: true, reduction: exact}",
+            "run.compile: is true, and reduction is exact; leave it out",
+        ),
+        ("run.compile=yes", 'run.compile: is "yes"; it should be a valid boolean'),
+        ("run.recompute=blocks.*", 'run.recompute: is "blocks.*"; it should be a valid boolean, or a list'),
+        ("train.precision=fp8", "train.precision: is \"fp8\"; it should be 'fp32', 'bf16' or 'fp16'"),
+        (
+            "init={from: first, zero: [norm.*]}",
+            "init.zero: is norm.*, and from is first; leave it out: all weights come from there",
+        ),
         ("run.parallel=fsdp", "run.parallel: is \"fsdp\"; it should be 'ddp'"),
         ("train.average=ema", 'train.average: is "ema"; give a section, one of ema, swa'),
         ("train.average={kind: em}", "train.average.kind: is em; did you mean ema?"),
