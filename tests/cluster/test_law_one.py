@@ -60,8 +60,8 @@ def test_the_same_bits_in_one_process_and_under_ray(folder: Path, workers: int):
     assert traces(folder, "spine-001") == traces(folder, "spine-002")
 
 
-LONGER = ("--set", "train.epochs=120", "--set", "run.workers=2", "--set", "eval.every.epochs=40")
-LAST_STEP = 348
+LONGER = ("--set", "train.epochs=240", "--set", "run.workers=2", "--set", "eval.every.epochs=80")
+LAST_STEP = 696  # far enough from the last point that the run does not end before its process
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def kill(family: list[Process], name: str) -> None:
 @pytest.mark.parametrize(
     ("victim", "steps"),
     [
-        ("RayTrainWorker", (20, 110, 290)),  # a run's worker group is started again three times at most
-        ("RayTrainWorker", (200, 330)),
-        ("PoolActor", (15, 80, 150, 220, 300)),
+        ("RayTrainWorker", (20, 150, 420)),  # a run's worker group is started again three times at most
+        ("RayTrainWorker", (280, 500)),
+        ("PoolActor", (15, 120, 230, 340, 450)),
     ],
 )
 def test_the_same_bits_however_often_a_process_is_killed(folder: Path, alone: tuple, victim: str, steps):
@@ -107,7 +107,7 @@ def test_the_same_bits_however_often_a_process_is_killed(folder: Path, alone: tu
 def test_the_same_bits_however_often_the_driver_is_killed(folder: Path, alone: tuple):
     families: list[Process] = []
     resume: tuple[str, ...] = ()
-    for step in (10, 90, 160, 230, 320):
+    for step in (10, 130, 250, 370, 480):
         command = Command("train", "spine.yaml", *LONGER, *resume, cwd=folder)
         wait_for_step(folder / "runs/spine-002", step)
         families += command.family()
