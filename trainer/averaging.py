@@ -9,8 +9,8 @@ import torch
 
 import optim
 from trainer.batch_norm import BatchNorms
-from trainer.recipe import StochasticAverage
 from trainer.reduction import FixedPointSum
+from trainer.updates import StochasticAverage
 
 if TYPE_CHECKING:
     from trainer.training import Training

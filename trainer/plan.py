@@ -325,8 +325,8 @@ def _idle_ways(recipe: Recipe, model: Any) -> Iterator[Contradiction]:
     wanted = recipe.run.recompute
     for shown, pattern in [("true", True)] if wanted is True else [(p, (p,)) for p in wanted or ()]:
         if not _recomputed(model, pattern):
-            names = ", ".join(name for name, _ in model.named_modules() if name)
-            yield "run.recompute", f"{shown} finds no block of the model", f"its modules are {names or 'none'}"
+            names = ", ".join(name for name, _ in model.named_modules() if name) or "none"
+            yield "run.recompute", f"{shown} finds no block of the model", f"its modules are {names}"
     if recipe.run.channels_last and not any(parameter.dim() == 4 for parameter in model.parameters()):
         yield "run.channels_last", "is true, and the model has no convolution over images", "leave it out"
 
