@@ -6,6 +6,11 @@ process.
 Prints examples per second of each over whole passes (interleaved rounds, median and range), the first batch's
 seconds after Ray is up, the longest gap at a new pass, and the share of its time that a loop waits when the
 pool is twice as fast as the loop.
+
+The pool and DataLoader serve each pass in a new random order. Ray Data is measured doing the same
+(`random_shuffle`), shuffling within a buffer as its documentation advises, and reading the files as they lie;
+each in a cluster of one CPU, as the others have one process, and of two, where it reads beside decoding; with
+small blocks, which flow, and with blocks of the default size.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 
 import numpy as np
@@ -89,7 +94,7 @@ class LoaderRun:
         )
         self.batches = self._forever()
         self.next()
-        self.processes = [process.pid for process in multiprocessing.active_children()]
+        self.processes = [process.pid for process in multiprocessing.active_children() if process.pid]
 
     def _forever(self) -> Iterator[dict]:
         while True:
@@ -117,21 +122,25 @@ class PoolRun:
 
 
 class RayDataRun:
-    """Ray Data with one task at a time, and blocks small enough to flow."""
+    """Ray Data with one decoding task at a time."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, shuffle: str, block_mib: int) -> None:
         from ray import data
 
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.target_max_block_size = 4 * 2**20
+        context.target_max_block_size = block_mib * 2**20
         rows = data.read_parquet([f"{folder}/{name}" for name in _training_files(folder)])
-        self.data = rows.map_batches(_decoded, batch_size=BATCH, num_cpus=1, concurrency=1)
+        if shuffle == "all rows":
+            rows = rows.random_shuffle()
+        compute = data.TaskPoolStrategy(size=1)
+        self.data = rows.map_batches(_decoded, batch_size=BATCH, num_cpus=1, compute=compute)
+        self.buffer_rows = 4096 if shuffle == "in a buffer" else None
         self.batches = self._forever()
 
-    def _forever(self) -> Iterator[dict]:
+    def _forever(self) -> Generator[dict]:
         while True:
-            yield from self.data.iter_batches(batch_size=BATCH)
+            yield from self.data.iter_batches(batch_size=BATCH, local_shuffle_buffer_size=self.buffer_rows)
 
     def next(self) -> None:
         """Take a batch."""
@@ -167,35 +176,15 @@ def waiting_share(run: PoolRun, upstream_s: float, batches: int) -> float:
     return (run.feed.waited_s - waited) / (time.perf_counter() - began)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ray-data", action="store_true", help="measure Ray Data too (minutes)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    examples = len(Pictures(options.folder).source("train"))
-    pass_batches = examples // BATCH
-    load = os.getloadavg()[0]
-    # Ray's processes are nice by default, a DataLoader's are not: beside other work that decides.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
-
-    began = time.perf_counter()
-    pool = PoolRun(options.folder, examples)
-    pool.next()
-    print(f"load average before: {load:.1f}")
-    print(f"pool: first batch {time.perf_counter() - began:.2f} s after Ray is up")
-    loader = LoaderRun(options.folder)
-    runs = {"DataLoader, 1 process, whole batches": loader, "pool, 1 actor": pool}
+def in_rounds(runs: dict[str, PoolRun | LoaderRun], rounds: int, pass_batches: int) -> dict[str, list[float]]:
+    """Measure the runs in turn and print what was found; returns examples per second of every round."""
     for run in runs.values():  # files are read, caches filled
         intervals(run.next, pass_batches)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     gaps: dict[str, list[float]] = {name: [] for name in runs}
-    own_us: dict[str, float] = {}
     costs: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
+    own_us: dict[str, float] = {}
+    for _ in range(rounds):
         for name, run in runs.items():
             work, own = cpu_s(run.processes), time.process_time()
             seconds = intervals(run.next, 2 * pass_batches)
@@ -211,27 +200,70 @@ def main() -> None:
         print(f"{name}: {middle:,.0f} examples/s ({low:,.0f} to {high:,.0f})")
         print(f"    CPU microseconds per example: {statistics.median(costs[name]):.0f} preparing, ", end="")
         print(f"{own_us[name]:.0f} receiving; longest of the batches at a new pass: {gap:.1f} of the mean")
-    for what, pairs in {
-        "rate": zip(*rates.values(), strict=True),
-        "CPU": zip(*costs.values(), strict=True),
-    }.items():
-        ratios = [ours / theirs if what == "rate" else theirs / ours for theirs, ours in pairs]
-        middle = statistics.median(ratios)
-        print(f"pool / DataLoader by {what}: {middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); bar .85")
-    share = waiting_share(pool, BATCH / statistics.median(rates["pool, 1 actor"]), 100)
+    print_ratios("rate", [ours / theirs for theirs, ours in zip(*rates.values(), strict=True)])
+    print_ratios("CPU", [theirs / ours for theirs, ours in zip(*costs.values(), strict=True)])
+    return rates
+
+
+def print_ratios(what: str, ratios: list[float]) -> None:
+    """The pool against DataLoader."""
+    middle = statistics.median(ratios)
+    print(f"pool / DataLoader by {what}: {middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); bar .85")
+
+
+def pool_and_data_loader(folder: str, rounds: int) -> float:
+    """Measure and print; returns the pool's examples per second."""
+    examples = len(Pictures(folder).source("train"))
+    start_ray(2)
+    began = time.perf_counter()
+    pool = PoolRun(folder, examples)
+    pool.next()
+    print(f"pool: first batch {time.perf_counter() - began:.2f} s after Ray is up")
+    runs: dict[str, PoolRun | LoaderRun] = {
+        "DataLoader, 1 process, whole batches": LoaderRun(folder),
+        "pool, 1 actor": pool,
+    }
+    rate = statistics.median(in_rounds(runs, rounds, examples // BATCH)["pool, 1 actor"])
+    share = waiting_share(pool, BATCH / rate, 100)
     print(f"waiting with the pool twice as fast as the loop: {share:.2%}; bar 2 %")
-    del loader, runs
-    for actor in pool.actors:
-        ray.kill(actor)
-    if options.ray_data:
-        data = RayDataRun(options.folder)
-        seconds = [intervals(data.next, pass_batches).sum() for _ in range(2)]
-        ray_data = BATCH * pass_batches / min(seconds)
-        ours = statistics.median(rates["pool, 1 actor"])
-        del data  # before Ray goes, or it complains
-        print(f"Ray Data, 1 task at a time: {ray_data:,.0f} examples/s")
-        print(f"pool / Ray Data by rate: {ours / ray_data:.1f}; bar 5")
     ray.shutdown()
+    return rate
+
+
+def ray_data(folder: str, ours: float) -> None:
+    """Measure and print, after a first pass two whole ones."""
+    pass_batches = len(Pictures(folder).source("train")) // BATCH
+    for cpus in (1, 2):
+        start_ray(cpus)
+        for shuffle, block_mib in (("all rows", 4), ("in a buffer", 4), ("none", 4), ("all rows", 128)):
+            run = RayDataRun(folder, shuffle, block_mib)
+            intervals(run.next, pass_batches)
+            rate = 2 * pass_batches * BATCH / intervals(run.next, 2 * pass_batches).sum()
+            run.batches.close()  # before Ray goes, or it complains
+            print(f"Ray Data, {cpus} CPU, blocks of {block_mib} MiB, shuffling {shuffle}: ", end="")
+            print(f"{rate:,.0f} examples/s; pool / Ray Data {ours / rate:.1f}; bar 5", flush=True)
+        ray.shutdown()
+
+
+def start_ray(cpus: int) -> None:
+    """A cluster of this machine's, gone with `ray.shutdown`."""
+    # Ray's processes are nice by default, a DataLoader's are not: beside other work that decides.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    ray.init(address="local", include_dashboard=False, num_cpus=cpus, log_to_driver=False)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray-data", action="store_true", help="measure Ray Data too (minutes)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"load average before: {os.getloadavg()[0]:.1f}")
+    ours = pool_and_data_loader(options.folder, options.rounds)
+    if options.ray_data:
+        ray_data(options.folder, ours)
 
 
 if __name__ == "__main__":
