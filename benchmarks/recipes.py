@@ -2,8 +2,8 @@
 
     python benchmarks/recipes.py [--seeds 5] [RECIPE ...]
 
-Each runs in one process (`lockstep train RECIPE --local`), once per seed, in the working folder; runs go to a
-temporary one. The line `# Measured: ...` of the header is rewritten.
+Each is trained in one process, once per seed (`lockstep train RECIPE --local`), from the working folder; its
+runs go to a temporary one. The line `# Measured: ...` of the recipe's header is rewritten.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -23,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MEASURED = re.compile(r"^# Measured: .*\n", re.MULTILINE)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the recipes that are asked for, or all of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,7 +33,7 @@ def main() -> None:
         "recipes", nargs="*", type=Path, default=sorted(CONFIGS.glob("*.yaml")), metavar="RECIPE"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     for recipe in chosen.recipes:
         runs = [run(recipe, seed) for seed in range(chosen.seeds)]
         write(recipe, measured(runs))
@@ -67,7 +68,7 @@ def measured(runs: list[tuple[dict[str, float], float]]) -> str:
         parts.append(f"test {name} {statistics.mean(values):.3f}{spread}")
     seconds = statistics.median(seconds for _, seconds in runs)
     seeds = f"seeds 0 to {len(runs) - 1}" if len(runs) > 1 else "seed 0"
-    where = f"one process on {os.cpu_count()} cores, {date.today():%Y-%m-%d}"
+    where = f"--local on {os.cpu_count()} cores, {date.today():%Y-%m-%d}"
     return f"{', '.join(parts)} ({seeds}); {seconds:.0f} s from the command to the end ({where})"
 
 
