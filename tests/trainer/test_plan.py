@@ -103,6 +103,10 @@ def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
             ["batch.growth={shape: steps, at: [{epochs: 10}], sizes: [192]}"],
             "--set: batch.growth: its stages begin at examples 0, 10000 of 10000; let each begin after",
         ),
+        (
+            ["batch.shuffle.block=1001"],
+            "--set: batch.shuffle.block: is 1001, and there are 1000 training examples; give the rows",
+        ),
         (["optimizer.no_decay=[head.*]"], "--set: optimizer.no_decay: "),
         (
             ["init.freeze=[head.*]"],
@@ -117,6 +121,38 @@ def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
 )
 def test_what_contradicts_the_data_or_the_model_is_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+def test_rows_may_be_shuffled_in_blocks():
+    in_blocks = recipe("batch.shuffle={block: 50, window: 4}", "echo.factor=1")
+    made = plan.make(in_blocks, Points())
+    assert "blocks of 50 rows permuted, rows shuffled among 4 blocks (200 rows)" in "\n".join(made.lines())
+
+    def served(chosen: Recipe) -> np.ndarray:
+        order = plan.echo_schedule(chosen, 1000)
+        return np.stack([order.micro_batch(j).index for j in range(120)]).reshape(15, 64)  # rounds of 8 lanes
+
+    def blocks_in_a_round(chosen: Recipe) -> list[int]:
+        return [len(np.unique(row // 50)) for row in served(chosen)]
+
+    assert max(blocks_in_a_round(in_blocks)) <= 8  # two windows, where one ends
+    assert min(blocks_in_a_round(recipe("echo.factor=1"))) > 12
+
+
+class InRowGroups(ArraySource):
+    def rows_together(self) -> int:
+        return 50
+
+
+class Large(Points):
+    def source(self, split: str) -> ArraySource:
+        return InRowGroups({"x": np.zeros((self.lengths[split], 3), np.float32)})
+
+
+def test_a_source_that_reads_many_rows_at_once_is_told_of():
+    hint = "all rows permuted; read by 50: batch.shuffle.block 50 is cheaper"
+    assert hint in "\n".join(plan.make(recipe(), Large()).lines())
+    assert "cheaper" not in "\n".join(plan.make(recipe("batch.shuffle.block=50"), Large()).lines())
 
 
 class Silent(Points):
