@@ -1,6 +1,7 @@
 """Stages compiled by inductor, and what runs where there is no compiler."""
 
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -63,16 +64,16 @@ class CompiledStage:
         return in_blocks(self._stage, h, arrays) if by_row else self._stage.run(h, arrays)
 
 
-def expect_any_rows(arrays: Arrays, h: Any) -> None:
+def expect_any_rows(arrays: Arrays, numbers: Iterable[Any]) -> None:
     """Tell the compiler that the number of rows varies, so that it compiles once for all."""
     import torch._dynamo
 
-    for x in (*arrays.values(), *h):
+    for x in (*arrays.values(), *numbers):
         if isinstance(x, Tensor):
             torch._dynamo.mark_dynamic(x, 0)
 
 
-def expect_any_shape(arrays: Arrays) -> None:
+def expect_any_shape(arrays: Arrays, numbers: Iterable[Any]) -> None:
     """Tell the compiler that whole tensors vary in all dimensions but small ones."""
     import torch._dynamo
 

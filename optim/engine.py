@@ -1,18 +1,18 @@
 """The engines: stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from optim.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler, in_blocks
+from optim.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler
+from optim.flat import Flat
 from optim.layout import Layout
-from optim.numbers import LayerNumbers
-from optim.pieces import Layer, Piece
-from optim.stage import Function, Stage, arguments, compute_dtype, is_option
+from optim.numbers import LayerNumbers, PieceNumbers
+from optim.pieces import EngineName, Layer, Piece, block_numbers
+from optim.stage import Function, Stage, arguments
 
-EngineName = Literal["auto", "tensor", "rows", "compiled"]
 Reduce = Callable[[Tensor, str], None]
 Rounds = Sequence[tuple[Stage, Function | None]]
 
@@ -32,15 +32,15 @@ def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
 class Engine:
     """Runs a rule: its rounds one after the other, each over all layers, each round's sums in one matrix."""
 
-    def __init__(self, rounds: Rounds, layout: Layout, compile_tables: bool) -> None:
-        self.layout = layout
+    def __init__(self, rounds: Rounds, kind: EngineName, flat: Flat | None) -> None:
+        self.layout = Layout(kind, flat)
         self._rounds = rounds
-        self._compile_tables = compile_tables
+        self._kind = kind
+        self._workspace = Workspace()
 
     def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
         """Move all layers once."""
-        layers = self.layout.ordered(layers)
-        self.layout.follow(layers)
+        layers = self.layout.follow(layers)
         h = self.layout.numbers(layers)
         for stage, judge in self._rounds:
             sums = self._sweep(stage, h, layers)
@@ -52,80 +52,54 @@ class Engine:
 
     def _sweep(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer]) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""
-        self._fill_columns(stage, h, layers)
-        numbers_of = _Picker(stage, h, layers, self.layout.has_parts)
-        found = []
-        for piece in self.layout.pieces:
-            if piece.spans and self._compile_tables:
-                found.append(compiled(stage).run(piece.h[stage], piece.arrays, by_row=True))
-            elif piece.spans:
-                found.append(in_blocks(stage, piece.h[stage], piece.arrays))
-            elif piece.compiled:
-                found.append(compiled(stage).run(numbers_of.tensors(piece), piece.arrays, by_row=False))
-            else:
-                found.append(stage.run(numbers_of(piece), piece.arrays))
+        numbers = PieceNumbers(stage, h, layers, self.layout.tables)
+        if stage.is_of_lines:
+            for piece in self.layout.wholes:
+                stage.run(stage.pick(numbers.of(piece)), piece.arrays)
+            return torch.empty(0)
+        found = [self._run(stage, piece, numbers) for piece in self.layout.pieces]
         if not stage.sums:
             return torch.empty(0)
         device = h.numel.device
         columns = [torch.cat([sums[k].view(-1).to(device) for sums in found]) for k in range(len(stage.sums))]
         return self.layout.by_layer(torch.stack(columns, 1).double()).t().contiguous()
 
-    def _fill_columns(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer]) -> None:
-        """Bring the tables' columns up to date; hand them out where a table runs this stage first."""
-        for pieces, rows in self.layout.tables:
-            options = layers[pieces[0].layer].cohort.numbers
-            names = [
-                n for n in (*options, *h.found) if n in stage.mentions and not is_option(options.get(n, 0))
-            ]
-            columns = {name: rows.column(name, h) for name in names}
-            end = 0
-            for piece in pieces:
-                start, end = end, end + sum(piece.spans)
-                if stage not in piece.h:
-                    mine = {name: column[start:end] for name, column in columns.items()}
-                    piece.h[stage] = stage.pick(layers[piece.layer].cohort.numbers | mine)
-                    if self._compile_tables:
-                        expect_any_rows(piece.arrays, piece.h[stage])
+    def _run(self, stage: Stage, piece: Piece, numbers: PieceNumbers) -> list[Tensor]:
+        """One call: of the stage itself, of its compiled code, or of its program."""
+        by_row = bool(piece.spans)
+        if piece.compiled:
+            h = numbers.of(piece) if by_row else numbers.as_tensors(piece)
+            if stage not in piece.compiled_for:
+                (expect_any_rows if by_row else expect_any_shape)(piece.arrays, h.values())
+                piece.compiled_for.add(stage)
+            return compiled(stage).run(stage.pick(h), piece.arrays, by_row)
+        h = numbers.of(piece)
+        if self._kind == "tensor" or (program := numbers.program(piece)) is None:
+            return stage.run(stage.pick(h), piece.arrays, by_row)
+        temporaries = self._workspace.like(piece.arrays["g"], program.temporaries)
+        arrays = [piece.arrays[name] for name in program.arrays]
+        values = [h[name] for name in program.numbers]
+        tensors = numbers.as_scalars(piece, program.tensors)
+        return program.run(*arrays, *values, *tensors, *temporaries, piece.goes_on)
 
 
-class _Picker:
-    """The numbers `h` of a stage for parts of single layers, picked once for a cohort if possible."""
+class Workspace:
+    """Memory for what programs do not keep, the same for all pieces."""
 
-    def __init__(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer], wanted: bool) -> None:
-        names = [name for name in h.found if name in stage.mentions] if wanted else []
-        self._found = {name: h.found[name].unbind() for name in names}
-        self._picked: dict[Any, Any] = {}
-        self._as_tensors: dict[Any, dict[str, Any]] = {}
-        self._stage = stage
-        self._layers = layers
+    def __init__(self) -> None:
+        self._views: dict[Any, list[Tensor]] = {}
+        self._memory: dict[Any, list[Tensor]] = {}
 
-    def __call__(self, piece: Piece) -> Any:
-        """Numbers as numbers, and those that were found as tensors of no dimension."""
-        layer = self._layers[piece.layer]
-        key = piece.layer if self._found or piece.fixed else layer.cohort.number
-        if key not in self._picked:
-            self._picked[key] = self._stage.pick(layer.cohort.numbers | self._own(piece) | piece.fixed)
-        return self._picked[key]
-
-    def tensors(self, piece: Piece) -> Any:
-        """Numbers all as tensors of no dimension: a compiler would take a float for a constant."""
-        p = piece.arrays["p"]
-        if self._stage not in piece.h:
-            expect_any_shape(piece.arrays)
-            piece.h[self._stage] = None
-        numbers = self._layers[piece.layer].cohort.numbers
-        key = self._layers[piece.layer].cohort.number, compute_dtype(p), p.device
-        if key not in self._as_tensors:
-            mentioned = {name: value for name, value in numbers.items() if name in self._stage.mentions}
-            self._as_tensors[key] = {
-                name: value if is_option(value) else torch.as_tensor(value, dtype=key[1]).to(p.device)
-                for name, value in mentioned.items()
-            }
-        return self._stage.pick(self._as_tensors[key] | self._own(piece) | piece.fixed)
-
-    def _own(self, piece: Piece) -> dict[str, Tensor]:
-        p = piece.arrays["p"]
-        return {name: v[piece.layer].to(p.device, compute_dtype(p)) for name, v in self._found.items()}
+    def like(self, x: Tensor, count: int) -> list[Tensor]:
+        """Contiguous arrays shaped like x, in which anything may stand."""
+        key = (x.shape, x.dtype, x.device, count)
+        if key not in self._views:
+            memory = self._memory.setdefault(key[1:3], [])
+            least = max(x.numel(), block_numbers(x.device))
+            memory[:] = [m if len(m) >= x.numel() else m.new_empty(least) for m in memory]
+            memory += [x.new_empty(least) for _ in range(count - len(memory))]
+            self._views[key] = [m[: x.numel()].view(x.shape) for m in memory[:count]]
+        return self._views[key]
 
 
 def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers, layers: Sequence[Layer]) -> None:

@@ -1,6 +1,7 @@
 """Where the arrays of a step lie: the pieces, their buffers, and which layer each row belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -8,7 +9,18 @@ from torch import Tensor
 
 from optim.flat import Flat, Places, view_like
 from optim.numbers import LayerNumbers, RowNumbers
-from optim.pieces import Arrays, Cut, Layer, Piece, is_small, tables
+from optim.pieces import (
+    CUTS,
+    CUTS_BY_DIMENSIONS,
+    Arrays,
+    EngineName,
+    Form,
+    Layer,
+    Piece,
+    blocks_of,
+    is_small,
+    tables,
+)
 from optim.stage import compute_dtype
 
 
@@ -19,41 +31,38 @@ class Layout:
     last step is noticed by its address, on the host alone, and taken in.
 
     Args:
-        cut: how a layer is cut where there are no flat buffers.
+        engine: the engine that works on the pieces. All but "tensor", where nothing is flat, copy small
+            layers side by side into one table for the step.
         flat: the buffers of parameters and gradients, beside which states then lie too.
-        gather: whether small layers, where not flat, are copied side by side into one table for the step.
     """
 
-    def __init__(self, cut: Cut, flat: Flat | None, gather: bool = False) -> None:
+    def __init__(self, engine: EngineName, flat: Flat | None) -> None:
         self.pieces: list[Piece] = []
+        self.wholes: list[Piece] = []
         self.tables: list[tuple[list[Piece], RowNumbers]] = []
-        self.has_parts = False
-        self._cut = cut
-        self._flat = flat
-        self._gather = gather and flat is None
+        self._engine = self._engine_of_numbers = engine
+        self._flat = flat if engine != "tensor" else None
+        self._order: list[int] = []
         self._gathered: Places | None = None
         self._scratch: dict[Tensor, Arrays] = {}
         self._buffers: dict[str, list[Tensor]] = {}
         self._seen: list[Any] = []
         self._gradients: list[int] = []
 
-    def ordered(self, layers: Sequence[Layer]) -> Sequence[Layer]:
-        """The layers in the order of the pieces: those that are gathered first."""
-        return sorted(layers, key=lambda layer: not is_small(layer)) if self._gather else layers
-
-    def follow(self, layers: Sequence[Layer]) -> None:
-        """Take in whatever lies elsewhere than at the last step."""
-        gradients = [layer.gradient.data_ptr() for layer in layers]
-        if _fingerprint(layers) != self._seen:
+    def follow(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Take in whatever lies elsewhere than at the last step; returns the layers in the pieces' order."""
+        changed = _fingerprint(layers) != self._seen
+        if changed:
             self._arrange(layers)
             self._seen = _fingerprint(layers)
-        elif gradients != self._gradients and self._flat is None:
-            fresh = self._cut_all(layers)
-            for piece, new in zip(self.pieces[-len(fresh) :], fresh, strict=True):
-                piece.arrays = new.arrays
+        ordered = [layers[place] for place in self._order]
+        gradients = [layer.gradient.data_ptr() for layer in ordered]
+        if not changed and gradients != self._gradients and self._flat is None:
+            self._renew_gradients(ordered)
         self._gradients = gradients
         if self._gathered is not None:
-            self._copy(layers, back=False)
+            self._copy(ordered, back=False)
+        return ordered
 
     def release(self, layers: Sequence[Layer]) -> None:
         """After the step: give the gathered layers their new weights."""
@@ -63,22 +72,71 @@ class Layout:
     def _arrange(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
             _settle(layer)
-        self.pieces, self._gathered = [], None
-        if self._flat is not None:
-            self._fill_buffers(self._flat, layers)
-            self.pieces = list(tables(layers, self._flat, self._buffers))
-        elif self._gather and (small := [layer for layer in layers if is_small(layer)]):
-            self._gathered, self._buffers = Places(layer.parameter for layer in small), {}
-            self._fill_buffers(self._gathered, small)
-            self.pieces = list(tables(small, self._gathered, self._buffers))
-        if self._flat is None:
-            self.pieces += self._cut_all(layers)
+        forms = [layer.form() for layer in layers]
+        flat = self._flat if not any(forms) else None
+        # What a rule of dimensions leaves to be taken number by number is not worth compiling.
+        self._engine_of_numbers = "rows" if any(forms) and self._engine == "compiled" else self._engine
+        gathers = self._engine != "tensor" and flat is None
+        small = [
+            gathers and form is None and is_small(x, self._engine_of_numbers)
+            for x, form in zip(layers, forms, strict=True)
+        ]
+        self._order = sorted(range(len(layers)), key=lambda place: not small[place])
+        layers = [layers[place] for place in self._order]
+        self.pieces, self.wholes, self._gathered = [], [], None
+        if any(small):
+            self._gathered, self._buffers = Places(layer.parameter for layer in layers[: sum(small)]), {}
+        if (places := flat or self._gathered) is not None:
+            self._cut_buffers(places, layers[: len(layers) if flat else sum(small)])
+        if flat is None:
+            for number in range(sum(small), len(layers)):
+                self._cut_layer(number, layers[number], forms[self._order[number]])
         self._index(layers)
 
-    def _cut_all(self, layers: Sequence[Layer]) -> list[Piece]:
-        """The pieces of the layers that lie on their own."""
+    def _cut_buffers(self, places: Places, layers: Sequence[Layer]) -> None:
+        self._fill_buffers(places, layers)
+        for table in tables(layers, places, self._buffers):
+            if self._engine_of_numbers == "compiled":
+                table.compiled = True
+                self.pieces.append(table)
+            else:
+                self.pieces += blocks_of(table, layers)
+
+    def _cut_layer(self, number: int, layer: Layer, form: Form | None) -> None:
+        """The pieces of a layer that lies on its own."""
+        arrays = layer.like_parameter()
+        if form is not None:
+            arrays = {name: _viewed(x, name, form, arrays["p"].shape) for name, x in arrays.items()}
+        arrays |= self._scratch_of(layer, form)
+        options = {} if form is None else form.options
+        self.pieces += self._cut(number, arrays, options)
+        if form is not None:
+            self.wholes.append(Piece(number, arrays, fixed=options))
+
+    def _cut(self, number: int, arrays: Arrays, options: Mapping[str, Any]) -> list[Piece]:
+        cut = CUTS_BY_DIMENSIONS[self._engine] if options else CUTS[self._engine_of_numbers]
+        pieces = list(cut(number, arrays))
+        for piece in pieces:
+            piece.fixed = options
+        return pieces
+
+    def _renew_gradients(self, layers: Sequence[Layer]) -> None:
+        """Put the gradients that lie elsewhere now into the pieces of the layers that lie on their own."""
         first = 0 if self._gathered is None else len(self._gathered.held)
-        return [piece for n, layer in enumerate(layers[first:], first) for piece in self._pieces_of(n, layer)]
+        alone = [piece for piece in self.pieces if piece.layer >= first]
+        for _, run in groupby(alone, key=lambda piece: piece.layer):
+            pieces = list(run)
+            layer = layers[pieces[0].layer]
+            if layer.gradient.data_ptr() != self._gradients[pieces[0].layer]:
+                for piece, new in zip(pieces, self._with_new_gradient(pieces[0], layer), strict=True):
+                    piece.arrays["g"] = new.arrays["g"]
+
+    def _with_new_gradient(self, piece: Piece, layer: Layer) -> list[Piece]:
+        form = layer.form() if piece.fixed else None
+        arrays = {"p": layer.parameter.detach(), "g": layer.gradient.detach()}
+        if form is not None:
+            arrays = {name: x.view(form.views["p"]) for name, x in arrays.items()}
+        return self._cut(piece.layer, arrays, piece.fixed)
 
     def _copy(self, layers: Sequence[Layer], back: bool) -> None:
         assert self._gathered is not None
@@ -102,22 +160,15 @@ class Layout:
             return sums
         return torch.segment_reduce(sums, "sum", lengths=self._counts, axis=0)
 
-    def _pieces_of(self, number: int, layer: Layer) -> list[Piece]:
-        p = layer.parameter
-        arrays = {"p": p.detach(), "g": layer.gradient.detach(), **layer.tensors(), **self._scratch_of(layer)}
-        pieces = list(self._cut(number, arrays))
-        for piece in pieces:
-            piece.fixed = layer.shapes.geometry(layer.cohort.numbers, p.shape)
-        return pieces
-
-    def _scratch_of(self, layer: Layer) -> Arrays:
+    def _scratch_of(self, layer: Layer, form: Form | None) -> Arrays:
         """Arrays that stages leave for later ones: kept, since fresh memory is dear."""
         p = layer.parameter
         scratch = self._scratch.setdefault(p, {})
-        for name, shape in layer.shapes.scratch_shapes(layer.cohort.numbers, p.shape).items():
-            if name not in scratch or not _suits(scratch[name], p, shape):
+        shapes = dict.fromkeys(layer.shapes.scratch, p.shape) if form is None else form.scratch
+        for name, shape in shapes.items():
+            if name not in scratch or not _suits(scratch[name], p, torch.Size(shape), form is None):
                 dtype = compute_dtype(p)
-                alike = shape == p.shape
+                alike = form is None
                 scratch[name] = torch.empty_like(p, dtype=dtype) if alike else p.new_empty(shape, dtype=dtype)
         return scratch
 
@@ -127,8 +178,8 @@ class Layout:
         for layer in layers:
             p = layer.parameter
             buffer, start, _ = flat.place(p)
-            states = {name: value for name, value in layer.tensors().items() if name in layer.shapes.elements}
-            for name in (*states, *layer.shapes.scratch_shapes(layer.cohort.numbers, p.shape)):
+            states = {name: x for name, x in layer.like_parameter().items() if name not in ("p", "g")}
+            for name in (*states, *layer.shapes.scratch):
                 if name not in self._buffers:
                     self._buffers[name] = [
                         torch.zeros_like(b, dtype=compute_dtype(b)) for b in flat.parameters
@@ -148,12 +199,15 @@ class Layout:
             if piece.spans:
                 p = piece.arrays["p"]
                 of_kind.setdefault((compute_dtype(p), p.device), []).append(piece)
-        self.has_parts = any(not piece.spans for piece in self.pieces)
         self._counts = None if set(counts) == {1} else torch.tensor(counts, device=device)
         self._numel = torch.tensor(
             [float(x.parameter.numel()) for x in layers], dtype=torch.float64, device=device
         )
         self._cohort_of_layer = torch.tensor([layer.cohort.number for layer in layers], device=device)
+        for pieces in of_kind.values():
+            ends = list(accumulate(sum(piece.spans) for piece in pieces))
+            for piece, end in zip(pieces, ends, strict=True):
+                piece.rows = slice(end - sum(piece.spans), end)
         self.tables = [
             (pieces, RowNumbers(_layer_of_row(pieces).to(device), self._cohort_of_layer, dtype))
             for (dtype, device), pieces in of_kind.items()
@@ -174,10 +228,17 @@ def _settle(layer: Layer) -> None:
         layer.state[name] = value.to(p.device, compute_dtype(p))
 
 
-def _suits(scratch: Tensor, p: Tensor, shape: torch.Size) -> bool:
+def _viewed(x: Tensor, name: str, form: Form, shape: torch.Size) -> Tensor:
+    """An array in the shape in which the rule sees it."""
+    if name in form.views:
+        return x.view(form.views[name])
+    return x.view(form.views["p"]) if x.shape == shape else x
+
+
+def _suits(scratch: Tensor, p: Tensor, shape: torch.Size, alike: bool) -> bool:
     """Whether an array of an earlier step serves this parameter still."""
     as_before = scratch.shape == shape and scratch.dtype == compute_dtype(p) and scratch.device == p.device
-    return as_before and (shape != p.shape or scratch.stride() == p.stride())
+    return as_before and (not alike or scratch.stride() == p.stride())
 
 
 def _fingerprint(layers: Sequence[Layer]) -> list[Any]:

@@ -3,35 +3,51 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from optim.flat import ROW, Places, is_dense, rows_of
-from optim.stage import is_option
+from optim.program import ARRAY, LINE
+from optim.stage import compute_dtype, is_option
 
-BLOCK_ROWS = 64
-"""Rows per block of the engine without a compiler: all temporaries of a rule fit into a core's cache."""
+BLOCK_ROWS = 32
+"""Rows per block of a core without a compiler: what a rule reads, writes and keeps fits into its cache."""
 
 TABLE_ROWS = 16
 """Rows from which a call of compiled code is worth its overhead."""
 
+EngineName = Literal["auto", "tensor", "rows", "compiled"]
 Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a rule looks at a tensor whose dimensions matter to it.
+
+    `views` are the shapes in which it sees arrays, "p" standing for all that are like the parameter;
+    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone.
+    """
+
+    views: Mapping[str, tuple[int, ...]]
+    scratch: Mapping[str, tuple[int, ...]]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Shapes(Protocol):
     """What a rule says of arrays' shapes."""
 
     @property
-    def elements(self) -> tuple[str, ...]:
-        """States shaped like the parameter."""
+    def layer_states(self) -> tuple[str, ...]:
+        """States of one number."""
 
-    def scratch_shapes(self, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        """Names and shapes of what stages leave for later ones."""
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """What stages leave for others, like the parameter."""
 
-    def geometry(self, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
-        """What the stages must know of a tensor's dimensions."""
+    def form(self, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+        """How the rule looks at a tensor; None where each number stands by itself."""
 
 
 @dataclass(slots=True)
@@ -60,10 +76,23 @@ class Layer:
         """The states that are tensors."""
         return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
+    def like_parameter(self) -> Arrays:
+        """Parameter, gradient and the states that are not one number; all alike where there is no form."""
+        p = self.parameter.detach()
+        states = {name: x for name, x in self.tensors().items() if name not in self.shapes.layer_states}
+        return {"p": p, "g": self.gradient.detach(), **states}
 
-def is_small(layer: Layer) -> bool:
-    """Whether a layer alone is not worth a call of compiled code."""
-    return layer.parameter.numel() < TABLE_ROWS * ROW
+    def form(self) -> Form | None:
+        """How the rule looks at this layer."""
+        p = self.parameter
+        alike = [x for x in self.like_parameter().values() if x.shape == p.shape]
+        contiguous = all(x.is_contiguous() for x in alike)
+        return self.shapes.form(self.cohort.numbers, p.shape, contiguous)
+
+
+def is_small(layer: Layer, engine: EngineName) -> bool:
+    """Whether a layer alone is not worth its calls, so that it is better taken together with others."""
+    return layer.parameter.numel() < ROW * (TABLE_ROWS if engine == "compiled" else 2 * BLOCK_ROWS)
 
 
 @dataclass(slots=True)
@@ -71,17 +100,38 @@ class Piece:
     """Arrays for one call of a stage.
 
     Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows,
-    1024] of layers from there on, each with its number of rows: a sum for each row. `h` holds a table's
-    numbers by stage; `fixed` what a rule of shapes knows of this one. `compiled` says that a call of compiled
-    code is worth its overhead.
+    1024] of layers from there on, each with its number of rows here: a sum for each row; its `columns` are
+    those `rows` of numbers that were made for all tables. `fixed` is what a rule of dimensions knows of this
+    piece. `compiled` says that a call of compiled code is worth its overhead; `goes_on` names the arrays that
+    pieces before it have begun to fill.
     """
 
     layer: int
     arrays: Arrays
     spans: tuple[int, ...] = ()
-    h: dict[Any, Any] = field(default_factory=dict)
-    fixed: dict[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     compiled: bool = False
+    goes_on: frozenset[str] = frozenset()
+    rows: slice | None = None
+    columns: Arrays = field(default_factory=dict)
+    compiled_for: set[Any] = field(default_factory=set)
+    kinds: tuple[tuple[str, int], ...] | None = field(init=False)
+    """What each array is for a program, by name."""
+    shape: str = field(init=False)
+    """ "table", "line" where arrays have one dimension, else "whole"."""
+
+    def __post_init__(self) -> None:
+        p = self.arrays["p"]
+        self.shape = "table" if self.spans else "line" if p.dim() == 1 else "whole"
+        if all(x.dtype == compute_dtype(p) for x in self.arrays.values()):
+            self.kinds = tuple((n, ARRAY if x.shape == p.shape else LINE) for n, x in self.arrays.items())
+        else:
+            self.kinds = None
+
+
+def block_numbers(device: torch.device) -> int:
+    """Numbers per block: on a CPU what its cores' caches hold, elsewhere enough to keep a device busy."""
+    return BLOCK_ROWS * ROW * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
 def whole(number: int, arrays: Arrays) -> Iterator[Piece]:
@@ -94,15 +144,35 @@ def whole_compiled(number: int, arrays: Arrays) -> Iterator[Piece]:
     yield Piece(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
 
 
-def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
-    """A layer in blocks of 64 rows of 1024, where its arrays agree in their order of memory; else whole."""
-    lines = _lines(arrays)
-    size = BLOCK_ROWS * ROW
-    if lines is None or lines["p"].numel() <= size:
+def slabs(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer whose dimensions matter, cut along the first; what has size 1 there is in every piece."""
+    p = arrays["p"]
+    length = len(p) if p.dim() else 1
+    size = max(1, block_numbers(p.device) * length // p.numel())
+    if size >= length:
         yield Piece(number, arrays)
         return
-    for start in range(0, lines["p"].numel(), size):
-        yield Piece(number, {name: line[start : start + size] for name, line in lines.items()})
+    shared = frozenset(name for name, x in arrays.items() if len(x) != length)
+    for start in range(0, length, size):
+        part = {name: x if name in shared else x[start : start + size] for name, x in arrays.items()}
+        yield Piece(number, part, goes_on=shared if start else frozenset())
+
+
+def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
+    """A layer in blocks, where its arrays agree in their order of memory; else whole."""
+    lines = _lines(arrays)
+    if lines is None:
+        yield Piece(number, arrays)
+        return
+    numel = lines["p"].numel()
+    size = ROW * _even(rows_of(numel), block_numbers(lines["p"].device) // ROW)
+    for start in range(0, numel, size):
+        yield Piece(number, {name: x[start : start + size] for name, x in lines.items()})
+
+
+def _even(rows: int, block: int) -> int:
+    """Rows of blocks that are all about as long as the given one."""
+    return -(-rows // max(1, round(rows / block)))
 
 
 def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
@@ -112,7 +182,9 @@ def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
         yield from blocks(number, arrays)
         return
     rows = lines["p"].numel() // ROW
-    yield Piece(number, {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}, (rows,))
+    if rows:
+        table = {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}
+        yield Piece(number, table, (rows,), compiled=True)
     if rows * ROW < lines["p"].numel():
         yield Piece(number, {name: x[rows * ROW :] for name, x in lines.items()})
 
@@ -130,6 +202,32 @@ def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor
         at += len(members)
 
 
+def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
+    """A table in blocks: small layers as smaller tables, each other one by itself without its padding."""
+    number, row = table.layer, 0
+    members = layers[number : number + len(table.spans)]
+    for small, run in groupby(members, key=lambda layer: is_small(layer, "rows")):
+        for together in [list(run)] if small else [[layer] for layer in run]:
+            spans = table.spans[number - table.layer :][: len(together)]
+            arrays = {name: x[row : row + sum(spans)] for name, x in table.arrays.items()}
+            if len(together) == 1:
+                numel = together[0].parameter.numel()
+                yield from blocks(number, {name: x.view(-1)[:numel] for name, x in arrays.items()})
+            else:
+                yield from _smaller_tables(Piece(number, arrays, spans))
+            number, row = number + len(together), row + sum(spans)
+
+
+def _smaller_tables(table: Piece) -> Iterator[Piece]:
+    """A table in blocks of rows, wherever layers end."""
+    layer_of_row = [n for n, rows in enumerate(table.spans, start=table.layer) for _ in range(rows)]
+    size = _even(len(layer_of_row), block_numbers(table.arrays["p"].device) // ROW)
+    for start in range(0, len(layer_of_row), size):
+        held = layer_of_row[start : start + size]
+        spans = tuple(len(list(rows)) for _, rows in groupby(held))
+        yield Piece(held[0], {name: x[start : start + size] for name, x in table.arrays.items()}, spans)
+
+
 def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[Any, ...], Layer]]:
     """Each layer with what it shares with those that can stand in one table with it."""
     run, expected = 0, 0
@@ -141,12 +239,17 @@ def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[A
 
 
 def _lines(arrays: Arrays) -> Arrays | None:
-    """Arrays shaped like the parameter as 1-D views in their common order of memory, if any."""
+    """Arrays as 1-D views in their common order of memory, if they have one."""
     p = arrays["p"]
-    alike = {name: x for name, x in arrays.items() if x.shape == p.shape}
-    if not is_dense(p) or any(x.stride() != p.stride() for x in alike.values()):
+    if not is_dense(p) or any(x.stride() != p.stride() for x in arrays.values()):
         return None
-    return {name: x.as_strided((x.numel(),), (1,)) for name, x in alike.items()}
+    return {name: x.as_strided((x.numel(),), (1,)) for name, x in arrays.items()}
 
 
 Cut = Callable[[int, Arrays], Iterator[Piece]]
+
+CUTS: dict[str, Cut] = {"tensor": whole, "rows": blocks, "compiled": table_and_tail}
+"""How each engine cuts a layer of which each number stands by itself."""
+
+CUTS_BY_DIMENSIONS: dict[str, Cut] = {"tensor": whole, "rows": slabs, "compiled": whole_compiled}
+"""How each engine cuts a layer whose dimensions matter."""

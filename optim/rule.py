@@ -11,8 +11,7 @@ from torch import Tensor
 
 from optim.engine import Engine, EngineName, Reduce, chosen
 from optim.flattening import Flattening
-from optim.layout import Layout
-from optim.pieces import Cohort, Layer, blocks, table_and_tail, whole, whole_compiled
+from optim.pieces import Cohort, Form, Layer
 from optim.stage import Function, compute_dtype, stages_of
 
 
@@ -41,8 +40,6 @@ class Rule(Flattening):
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Function | None, ...]] = ()
-    shaped: ClassVar[bool] = False
-    """Whether the stages look at a tensor's dimensions, so that it must not be cut."""
 
     reduce: Reduce | None = None
     """Where layers are spread over processes: completes a matrix of sums in place, `reduce(sums, "sum")`."""
@@ -89,14 +86,18 @@ class Rule(Flattening):
         return dict.fromkeys(cls.elements, shape) | dict.fromkeys(cls.layer_states, torch.Size())
 
     @classmethod
-    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        """Names and shapes of what one stage leaves for a later one."""
-        return dict.fromkeys(cls.scratch, shape)
+    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+        """How the stages look at a tensor whose dimensions matter; None where each number stands by itself.
 
-    @classmethod
-    def geometry(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
-        """What stages must know of a tensor's dimensions, as further options of `h`."""
-        return {}
+        Such a tensor is cut along its first dimension only. Stages then return `total(x)` or `largest(x)` for
+        arrays with size 1 in some dimensions, and stages that take neither p nor g work on those arrays.
+
+        Args:
+            h: the group's numbers.
+            shape: of the parameter.
+            contiguous: whether it and everything like it can be viewed in other shapes.
+        """
+        return None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its missing hyperparameters are the constructor's."""
@@ -131,13 +132,7 @@ class Rule(Flattening):
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        compiles = kind == "compiled"
-        if kind == "tensor" or self.shaped:
-            layout = Layout(whole_compiled if compiles else whole, None)
-        else:
-            layout = Layout(table_and_tail if compiles else blocks, self.flat, gather=compiles)
-        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
-        return Engine(rounds, layout, compile_tables=compiles)
+        return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind, self.flat)
 
     def _layers(self) -> list[Layer]:
         """The parameters that have a gradient, with their numbers of this step."""

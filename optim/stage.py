@@ -2,14 +2,34 @@
 
 import inspect
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Values = Mapping[str, Tensor | tuple[Tensor, Tensor]]
+
+class Marginal(NamedTuple):
+    """An array whose numbers are joined along the dimensions in which the array that it is for has size 1."""
+
+    of: Tensor
+    how: str
+    """ "sum" or "amax"."""
+
+
+def total(x: Tensor) -> Marginal:
+    """The sums of x."""
+    return Marginal(x, "sum")
+
+
+def largest(x: Tensor) -> Marginal:
+    """The greatest numbers of x, all of which are at least 0."""
+    return Marginal(x, "amax")
+
+
+Values = Mapping[str, Tensor | Marginal | tuple[Tensor, Tensor]]
 Function = Callable[..., Mapping[str, Any]]
 
 
@@ -41,7 +61,9 @@ class Stage:
         self.takes = arguments(function)
         self.family = inspect.getfullargspec(function).varargs
         self.sums = sums
-        self.mentions = frozenset(function.__code__.co_names) | {"maximize"}
+        self.is_of_lines = not {"p", "g"} & set(self.takes)
+        """Whether it runs on what is known of rows and columns alone, once for each layer."""
+        self.mentions = frozenset(_names_in(function.__code__)) | {"maximize"}
 
     def pick(self, numbers: Mapping[str, Any]) -> Any:
         """The `h` of this stage: of all numbers, those that it can need."""
@@ -54,21 +76,33 @@ class Stage:
         Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The
         gradient is only read.
         """
-        names = [*self.takes]
-        if self.family is not None:
-            names += [name for name in arrays if name.startswith(self.family)]
-        inputs = {name: self._read(arrays.get(name)) for name in names}
+        inputs = {name: self._read(arrays.get(name)) for name in self.asks_for(arrays)}
         if h.maximize and "g" in inputs:
             inputs["g"] = -inputs["g"]  # type: ignore[operator]
         values: Mapping[str, Any] = self.function(h, *inputs.values())
+        sums = [_inner(values[name], by_row) for name in self.sums]
         for name, value in values.items():
             if name not in self.sums:
-                arrays[name].copy_(value)
-        return [_inner(values[name], by_row) for name in self.sums]
+                target = arrays[name]
+                target.copy_(joined(*value, target.shape) if isinstance(value, Marginal) else value)
+        return sums
+
+    def asks_for(self, arrays: Iterable[str]) -> list[str]:
+        """The names of the function's arrays, in its order."""
+        more = [] if self.family is None else [name for name in arrays if name.startswith(self.family)]
+        return [*self.takes, *more]
 
     @staticmethod
     def _read(array: Tensor | None) -> Tensor | None:
         return None if array is None else array.to(compute_dtype(array))
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The names that a function's source reads, its comprehensions' among them."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
 
 
 def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:
@@ -94,6 +128,7 @@ def stages_of(
     return pairs
 
 
+@cache
 def arguments(function: Function) -> tuple[str, ...]:
     """The names that a rule's function takes beside `h`."""
     return tuple(inspect.getfullargspec(function).args[1:])
@@ -104,16 +139,14 @@ def _numbers_type(names: tuple[str, ...]) -> Any:
     return namedtuple("h", names)
 
 
-def over_rows(x: Tensor, reduction: str) -> Tensor:
-    """The "sum" or "amax" over the first dimension, which stays with size 1.
-
-    Compiled code that runs down columns is slow: there eight neighbours are joined first.
-    """
-    reduce = getattr(torch, reduction)
-    if not torch.compiler.is_compiling() or x.shape[0] < 16:
-        return reduce(x, 0, keepdim=True)
-    eights = x.shape[0] // 8
-    head = reduce(reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1), 0, keepdim=True)
-    if reduction == "sum":
-        return head + x[eights * 8 :].sum(0, keepdim=True)
-    return torch.maximum(head, x[-8:].amax(0, keepdim=True))
+def joined(x: Tensor, how: str, shape: torch.Size) -> Tensor:
+    """The "sum" or "amax" of x over the dimensions in which `shape` has size 1."""
+    reduce = getattr(torch, how)
+    dimensions = [d for d, (size, left) in enumerate(zip(x.shape, shape, strict=True)) if left == 1 != size]
+    if 0 in dimensions and torch.compiler.is_compiling() and x.shape[0] >= 16:
+        # Compiled code that runs down columns is slow: there eight neighbours are joined first.
+        eights = x.shape[0] // 8
+        rest = x[eights * 8 :] if how == "sum" else x[-8:]
+        x = reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1)
+        x = torch.cat([reduce(x, 0, keepdim=True), reduce(rest, 0, keepdim=True)])
+    return reduce(x, dimensions, keepdim=True) if dimensions else x

@@ -1,31 +1,38 @@
 """Adafactor."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optim.pieces import Form
 from optim.rule import Rule
-from optim.stage import Values, over_rows
+from optim.stage import Values, total
 
 
-def estimate(h: Any, p: Tensor, g: Tensor, r: Tensor | None, c: Tensor | None, v: Any) -> Values:
-    g2 = g * g + h.eps1
-    if r is None or c is None:
-        v = h.beta2 * v + h.gain2 * g2
-        return {"v": v, "p2": (p, p)}
-    r = h.beta2 * r + h.gain2 * mean(g2, h.columns)
-    c = h.beta2 * c + h.gain2 * mean(g2, h.rows)
-    return {"r": r, "c": c, "a": (r / mean(r, h.rows)).rsqrt(), "b": c.rsqrt(), "p2": (p, p)}
+def estimate(h: Any, p: Tensor, g: Tensor, v: Tensor | None) -> Values:
+    g2 = g * g
+    if v is None:
+        return {"row_sums": total(g2), "column_sums": total(g2), "p2": (p, p)}
+    return {"v": h.beta2 * v + h.gain2 * (g2 + h.eps1), "p2": (p, p)}
 
 
 def scale(h: Any, p2: Tensor) -> Values:
     return {"alpha": h.rho * torch.where(h.scale_parameter, (p2 / h.numel).sqrt().maximum(h.eps2), 1)}
 
 
-def measure(h: Any, g: Tensor, a: Tensor | None, b: Tensor | None, v: Tensor | None) -> Values:
-    u = normalised(g, a, b, v)
+def factor(h: Any, r: Tensor, c: Tensor, row_sums: Tensor, column_sums: Tensor) -> Values:
+    row_sums = row_sums.unflatten(-1, (h.repeats, -1)).sum(-2)
+    r = h.beta2 * r + h.gain2 * (row_sums / h.columns + h.eps1)
+    c = h.beta2 * c + h.gain2 * (column_sums / h.rows + h.eps1)
+    a = (r / r.mean(h.down, keepdim=True)).rsqrt()
+    return {"r": r, "c": c, "a": torch.cat([a] * h.repeats, -1), "b": c.rsqrt()}
+
+
+def measure(h: Any, g: Tensor, a: Any, b: Any, v: Any) -> Values:
+    u = g * v.rsqrt() if a is None else g * a * b
     return {"u2": (u, u)}
 
 
@@ -33,24 +40,13 @@ def clip(h: Any, u2: Tensor) -> Values:
     return {"step": h.alpha / ((u2 / h.numel).sqrt() / h.clip_threshold).clamp(min=1)}
 
 
-def move(
-    h: Any, p: Tensor, g: Tensor, a: Tensor | None, b: Tensor | None, v: Tensor | None, m: Tensor | None
-) -> Values:
-    u = h.step * normalised(g, a, b, v)
+def move(h: Any, p: Tensor, g: Tensor, a: Any, b: Any, v: Any, m: Tensor | None) -> Values:
+    u = h.step * g * v.rsqrt() if a is None else g * (h.step * a) * b
     decayed = p - h.weight_decay * h.alpha * p
     if m is None:
         return {"p": decayed - u}
     m = h.beta1 * m + (1 - h.beta1) * u
     return {"p": decayed - m, "m": m}
-
-
-def normalised(g: Tensor, a: Tensor | None, b: Tensor | None, v: Any) -> Tensor:
-    """U = g / √V: V is v, or r c / mean(r) = 1 / (a b)²."""
-    return g * v.rsqrt() if a is None or b is None else g * a * b
-
-
-def mean(x: Tensor, dimension: int) -> Tensor:
-    return over_rows(x, "sum") / x.shape[0] if dimension == 0 else x.mean(dimension, keepdim=True)
 
 
 def factored(shape: torch.Size, least: int) -> tuple[int, int] | None:
@@ -59,6 +55,10 @@ def factored(shape: torch.Size, least: int) -> tuple[int, int] | None:
         return None
     rows, columns = sorted(sorted(range(len(shape)), key=lambda d: shape[d])[-2:])
     return (rows, columns) if min(shape[rows], shape[columns]) >= least else None
+
+
+def _with_one(shape: torch.Size, dimension: int) -> torch.Size:
+    return torch.Size(1 if d == dimension else size for d, size in enumerate(shape))
 
 
 class Adafactor(Rule):
@@ -96,33 +96,41 @@ class Adafactor(Rule):
     warmup_init: bool = False
     min_dim_size_to_factor: int = 0
 
-    shaped = True
-    stages = (estimate, scale, measure, clip, move)
+    stages = (estimate, scale, factor, None, measure, clip, move)
 
     @classmethod
-    def geometry(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, Any]:
+    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+        """Rows, columns and, behind them, the taps of convolutions, several columns' side by side."""
         dimensions = factored(shape, h["min_dim_size_to_factor"])
-        return {} if dimensions is None else {"rows": dimensions[0], "columns": dimensions[1]}
+        if dimensions is None:
+            return None
+        down, across = dimensions
+        rows, columns = shape[down], shape[across]
+        taps, repeats = math.prod(shape[across + 1 :]), 1
+        options = {"rows": rows, "columns": columns, "down": down}
+        if not contiguous or rows * columns * taps != shape.numel():
+            r, c = _with_one(shape, across), _with_one(shape, down)
+            return Form(
+                {"p": shape, "r": r, "c": c},
+                {"row_sums": r, "column_sums": c, "a": r, "b": c},
+                options | {"repeats": 1},
+            )
+        if taps > 1:
+            repeats = next((n for n in (1, 2, 4, 8, 16) if n * taps % 16 == 0 and columns % n == 0), 1)
+        tail = (repeats * taps,) if taps > 1 else ()
+        of_rows, of_columns = (rows, 1, *tail), (1, columns // repeats, *tail)
+        views = {"p": (rows, *of_columns[1:]), "r": (rows, 1, *[taps][: len(tail)]), "c": of_columns}
+        scratch = {"row_sums": of_rows, "column_sums": of_columns, "a": of_rows, "b": of_columns}
+        return Form(views, scratch, options | {"down": 0, "repeats": repeats})
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
         moment = {} if h["beta1"] is None else {"m": shape}
-        return (cls._factors("r", "c", h, shape) or {"v": shape}) | moment
-
-    @classmethod
-    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        return cls._factors("a", "b", h, shape)
-
-    @classmethod
-    def _factors(
-        cls, row: str, column: str, h: Mapping[str, Any], shape: torch.Size
-    ) -> dict[str, torch.Size]:
-        """Shapes of a number for each row and one for each column."""
-        if not (at := cls.geometry(h, shape)):
-            return {}
-        of_rows, of_columns = list(shape), list(shape)
-        of_rows[at["columns"]] = of_columns[at["rows"]] = 1
-        return {row: torch.Size(of_rows), column: torch.Size(of_columns)}
+        dimensions = factored(shape, h["min_dim_size_to_factor"])
+        if dimensions is None:
+            return {"v": shape} | moment
+        down, across = dimensions
+        return {"r": _with_one(shape, across), "c": _with_one(shape, down)} | moment
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from optim.stage import Values
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = g + h.coupled * p
     m = m.lerp(g, h.gain)
-    v = v.lerp(g * g, h.take)
+    v = h.keep * v + h.take * g * g
     return {"p": p - h.lr * (m / (v.sqrt() + h.epsilon) + h.decoupled_decay * p), "m": m, "v": v}
 
 
@@ -49,6 +49,7 @@ class AdaX(Rule):
         return {
             "gain": 1 - h.beta1,
             "take": h.beta2 / growth,
+            "keep": 1 - h.beta2 / growth,
             "epsilon": h.eps / math.sqrt(growth),
             "coupled": 0.0 if h.decoupled else h.weight_decay,
             "decoupled_decay": h.weight_decay if h.decoupled else 0.0,

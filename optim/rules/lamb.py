@@ -21,8 +21,8 @@ def clip(h: Any, g2: Tensor) -> Values:
 def measure(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = g * h.shrink
     m = h.beta1 * m + h.gain1 * g
-    v = v.lerp(g * g, h.gain2)
-    u = (m / h.debias1) / ((v / h.debias2).sqrt() + h.eps) + h.inside * p
+    v = h.beta2 * v + h.gain2 * g * g
+    u = h.pace * m / (v.sqrt() + h.epsilon) + h.inside * p
     return {"m": m, "v": v, "u": u, "p2": (p, p), "u2": (u, u)}
 
 
@@ -74,11 +74,13 @@ class LAMB(Rule):
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, float]:
+        debias1 = 1 - h.beta1**t if h.bias_correction else 1.0
+        debias2 = 1 - h.beta2**t if h.bias_correction else 1.0
         return {
             "gain1": 1 - h.beta1 if h.grad_averaging else 1.0,
             "gain2": 1 - h.beta2,
-            "debias1": 1 - h.beta1**t if h.bias_correction else 1.0,
-            "debias2": 1 - h.beta2**t if h.bias_correction else 1.0,
+            "pace": debias2**0.5 / debias1,  # one division per weight, not three
+            "epsilon": h.eps * debias2**0.5,
             "inside": 0.0 if h.decoupled_decay else h.weight_decay,
             "outside": h.weight_decay if h.decoupled_decay else 0.0,
             "adapts": h.adapt and (h.always_adapt or h.weight_decay != 0),

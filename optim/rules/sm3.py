@@ -1,41 +1,73 @@
 """SM3."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from optim.pieces import Form
 from optim.rule import Rule
-from optim.stage import Values, over_rows
+from optim.stage import Function, Values, largest
+
+TINY = torch.finfo(torch.float32).tiny
+"""In place of an accumulator of 0, whose gradients are all 0 too: 0 / 0 = 0."""
 
 
-def largest(x: Tensor, axis: int) -> Tensor:
-    """The maximum over all axes but one."""
-    if axis > 0:
-        x = over_rows(x, "amax")
-    others = [d for d in range(x.dim()) if d != axis]
-    return x.amax(others, keepdim=True) if others else x
-
-
-def cover(h: Any, *mu: Tensor) -> Values:
-    return {"q": reduce(torch.minimum, mu[1:])} if len(mu) > 1 else {}
-
-
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor | None, q: Tensor | None, *mu: Tensor) -> Values:
+def survey(h: Any, g: Tensor, q: Tensor | None) -> Values:
+    if h.variant == "II" or q is None:
+        return {}
     g2 = h.gain * g * g
-    if h.variant == "II":
-        nu = h.keep * (mu[0] if q is None else torch.minimum(mu[0], q)) + g2
-        new_mu = [largest(nu, k) for k in range(len(mu))]
+    return {"row_peaks": largest(g2), "column_peaks": largest(g2)}
+
+
+def cover(h: Any, row_peaks: Tensor, column_peaks: Tensor, *mu: Tensor) -> Values:
+    kept = [h.keep * mu_k for mu_k in mu]
+    values = {}
+    if h.variant == "I":
+        kept = [
+            mu_k + peak for mu_k, peak in zip(kept, peaks(h.columns, row_peaks, column_peaks), strict=True)
+        ]
+        values = {f"mu{k}": mu_k for k, mu_k in enumerate(kept)}
+    q = reduce(torch.minimum, kept[1:]).reshape(column_peaks.shape)
+    return {"o": kept[0].clamp(min=TINY), "q": q.clamp(min=TINY)} | values
+
+
+def move(
+    h: Any, p: Tensor, g: Tensor, m: Tensor | None, mu0: Tensor, o: Tensor | None, q: Tensor | None
+) -> Values:
+    values: dict[str, Any] = {}
+    if o is None or q is None:
+        values["mu0"] = h.keep * mu0 + h.gain * g * g
+        nu = values["mu0"].clamp(min=TINY)
     else:
-        new_mu = [h.keep * mu_k + largest(g2, k) for k, mu_k in enumerate(mu)]
-        nu = reduce(torch.minimum, new_mu)
-    u = torch.where(nu > 0, g * nu.rsqrt(), 0)
-    values = {f"mu{k}": mu_k for k, mu_k in enumerate(new_mu)}
+        nu = torch.minimum(o, q)
+        if h.variant == "II":
+            nu = nu + h.gain * g * g
+            values = {"row_peaks": largest(nu), "column_peaks": largest(nu)}
+    u = g * nu.rsqrt()
     if m is not None:
         u = values["m"] = h.momentum * m + (1 - h.momentum) * u
     return values | {"p": p - h.lr * u}
+
+
+def settle(h: Any, row_peaks: Tensor, column_peaks: Tensor) -> Values:
+    if h.variant == "I":
+        return {}
+    return {f"mu{k}": peak for k, peak in enumerate(peaks(h.columns, row_peaks, column_peaks))}
+
+
+def peaks(columns: tuple[int, ...], row_peaks: Tensor, column_peaks: Tensor) -> list[Tensor]:
+    """The maximum of each slice along each axis, from those of rows and of columns, which stand for all axes
+    but the first."""
+    of_columns = column_peaks.reshape(columns)
+    axes = range(1, of_columns.dim())
+    return [row_peaks, *(of_columns.amax([d for d in axes if d != k] or 0, keepdim=True) for k in axes)]
+
+
+def _along(shape: torch.Size, axis: int) -> torch.Size:
+    return torch.Size(size if d == axis else 1 for d, size in enumerate(shape))
 
 
 class SM3(Rule):
@@ -63,20 +95,30 @@ class SM3(Rule):
     beta: float = 0.0
     variant: Literal["I", "II"] = "II"
 
-    shaped = True
-    stages = (cover, None, move)
+    stages = (survey, None, cover, None, move, None, settle)
+
+    @classmethod
+    def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
+        return cls.stages if any(group["variant"] == "I" for group in groups) else cls.stages[2:]
+
+    @classmethod
+    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+        """The slices along the first axis as rows; all other axes are its columns."""
+        if len(shape) < 2:
+            return None
+        columns = (1, *shape[1:])
+        of_rows, of_columns = _along(shape, 0), torch.Size(columns)
+        if contiguous:
+            of_rows, of_columns = of_rows[:2], torch.Size((1, of_columns.numel()))
+        views = {f"mu{k}": _along(shape, k) for k in range(1, len(shape))}
+        views |= {"p": torch.Size((shape[0], *of_columns[1:])), "mu0": of_rows}
+        scratch = {"row_peaks": of_rows, "column_peaks": of_columns, "o": of_rows, "q": of_columns}
+        return Form(views, scratch, {"columns": columns})
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        def along(axis: int) -> torch.Size:
-            return torch.Size(size if d == axis else 1 for d, size in enumerate(shape))
-
-        accumulators = {f"mu{k}": along(k) for k in range(max(1, len(shape)))}
+        accumulators = {f"mu{k}": _along(shape, k) for k in range(max(1, len(shape)))}
         return accumulators | ({"m": shape} if h["momentum"] else {})
-
-    @classmethod
-    def scratch_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
-        return {"q": torch.Size((1, *shape[1:]))} if len(shape) > 1 else {}
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
