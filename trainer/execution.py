@@ -57,23 +57,23 @@ def choose(
     threads: int,
     compiled: bool = False,
 ) -> Execution:
-    """Try a worker's first micro-batches stacked and one by one, with `threads` threads and with one, and
-    compiled if that is wanted.
+    """Try a worker's first micro-batches stacked and one by one, with `threads` threads and with one; what is
+    quickest is then compiled, if that is wanted.
 
-    Compiled code runs where the gradient is the same. Stacked wins only where it is, too, and is quicker;
-    `most` bounds the stack. Parameters, gradients and the model's buffers are left as they were.
+    Micro-batches are stacked, and the model is compiled, only where the gradient stays the same; `most`
+    bounds the stack. Parameters, gradients and the model's buffers are left as they were.
     """
     passes.read_ahead(micro_batches)
     trials = _Trials(passes, gradients)
     with _left_alone(passes, gradients):
         trials.look_for_random_draws(micro_batches[:1])
+        together = micro_batches[: 1 if trials.found.draws_random else most]
+        if not trials.found.draws_random:
+            trials.stack(together)
+        trials.choose_the_quickest(together, threads)
         if compiled:
-            trials.attempt("compiled", micro_batches[:1], compiled=True)
-        if trials.found.draws_random:
-            most = 1
-        else:
-            trials.stack(micro_batches[:most])
-        return trials.quickest(micro_batches[:most], threads)
+            trials.attempt("compiled", together[: trials.found.stack], compiled=True)
+    return trials.found
 
 
 class _Trials:
@@ -117,8 +117,8 @@ class _Trials:
                 micro_batches = micro_batches[: len(micro_batches) // 2]
         return self._settle("one micro-batch fills a forward pass")
 
-    def quickest(self, micro_batches: Sequence[int], threads: int) -> Execution:
-        """What was found, or what is quicker: one by one, on one thread. Each way counts by its best turn:
+    def choose_the_quickest(self, micro_batches: Sequence[int], threads: int) -> None:
+        """Keep to what was found, or to less: one by one, on one thread. Each way counts by its best turn:
         whatever else the machine does only adds.
         """
         ways = [
@@ -131,13 +131,14 @@ class _Trials:
             for number, way in enumerate(ways):
                 torch.set_num_threads(way.threads)
                 best[number] = min(best[number], _seconds(self.passes, micro_batches, way))
+        shown = [
+            f"{way.stack} at a time on {way.threads} threads {1000 * seconds:.2g} ms"
+            for way, seconds in zip(ways, best, strict=True)
+        ]
+        self.found = ways[best.index(min(best))]
+        torch.set_num_threads(self.found.threads)
         if len(ways) > 1:
-            shown = [
-                f"{way.stack} at a time on {way.threads} threads {1000 * seconds:.2g} ms"
-                for way, seconds in zip(ways, best, strict=True)
-            ]
             self._settle(", ".join(shown))
-        return replace(ways[best.index(min(best))], reason=self.found.reason)
 
     def _settle(self, reason: str, **change: Any) -> None:
         reasons = "; ".join(filter(None, (self.found.reason, reason)))
@@ -181,7 +182,7 @@ def _seconds(passes: Passes, micro_batches: Sequence[int], way: Execution) -> fl
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on the CPU, for which torch has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _in_a_line(error: BaseException) -> str:
