@@ -112,6 +112,13 @@ def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
             ["init.freeze=[head.*]"],
             "--set: init.freeze: head.* matches none of the model's parameters; they are weight, bias",
         ),
+        (
+            ["init.zero=[wait]"],
+            "--set: init.zero: wait matches none of the model's parameters; they are weight",
+        ),
+        (["run.recompute=true"], "--set: run.recompute: true finds no block of the model; its modules are"),
+        (["run.recompute=[x.*]"], "--set: run.recompute: x.* finds no block of the model; its modules are"),
+        (["run.channels_last=true"], "--set: run.channels_last: is true, and the model has no convolution"),
         (["init.freeze=['*']"], "--set: init.freeze: leaves no parameter to train; freeze fewer"),
         (
             ["schedule.warmup.epochs=11"],
