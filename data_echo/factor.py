@@ -19,7 +19,8 @@ class FactorController:
         cap: the largest factor; too many echoes hurt the model.
         least: below this R there is no echo at all.
         tolerance: by which share of the factor in force R must leave it, before another is proposed.
-        window: measurements in the median; more than half of them must have been taken.
+        window: measurements in the median; more than half of them must have been taken, anew after each
+            proposal, since a change costs the time in which the buffer refills.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class FactorController:
 
     @property
     def ratio(self) -> float | None:
-        """R; None before the first measurement."""
+        """R; None before the first measurement and right after a proposal."""
         return median(self._ratios) if self._ratios else None
 
     def propose(self, upstream_s: float, downstream_s: float, factor: float) -> float | None:
@@ -49,4 +50,7 @@ class FactorController:
         ratio = min(median(self._ratios), self._cap)
         wanted = 1.0 if ratio < self._least else max(1.0, math.floor(ratio * 4) / 4)
         near = abs(ratio / factor - 1) <= self._tolerance and (wanted > 1) == (factor > 1)
-        return None if near or wanted == factor else wanted
+        if near or wanted == factor:
+            return None
+        self._ratios.clear()
+        return wanted

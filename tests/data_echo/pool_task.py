@@ -9,6 +9,7 @@ import numpy as np
 from data_echo import ArraySource
 
 EXAMPLES = 300
+HEAVY_BYTES = 20_000
 
 
 class Task:
@@ -27,6 +28,16 @@ class Task:
         if self.pause_s:
             time.sleep(self.pause_s)
         return {"index": example["index"], "drawn": draw.uniform(3), "process": np.int64(os.getpid())}
+
+
+class Heavy:
+    """Examples of 20 kB."""
+
+    def source(self, split: str) -> ArraySource:
+        return ArraySource({"index": np.arange(20_000)})
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        return {"index": example["index"], "payload": np.full(HEAVY_BYTES, example["index"] % 256, np.uint8)}
 
 
 class Unbuildable:

@@ -47,6 +47,19 @@ def test_a_moment_is_no_reason() -> None:
     assert settled([1.0] * 10 + [6.0] + [1.0] * 10) == (1, 0)
 
 
+def test_changes_keep_their_distance() -> None:
+    """However wild the measurements, as many as half a window lie between two proposals."""
+    controller, factor, proposals = FactorController(window=5), 1.0, []
+    for number in range(40):
+        ratio = 4.0 if number % 8 < 4 else 1.0
+        proposal = controller.propose(ratio * 0.01, 0.01, factor)
+        if proposal is not None:
+            factor = proposal
+            proposals.append(number)
+    assert len(proposals) > 4
+    assert np.diff([-1, *proposals]).min() >= 3
+
+
 def test_the_cap_is_kept() -> None:
     assert settled([30.0] * 10, cap=2.5) == (2.5, 1)
 

@@ -1,8 +1,6 @@
 """The feed serves exactly what the schedule says, for any workers, position, pool and change of factor."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +112,59 @@ def test_changes_reach_running_feeds(position: int, changes: list[tuple[int, flo
         j += 1
     held = sum(feed.counters()["held"] for feed in feeds)
     assert held <= 6 * (schedule.span() + 2 * 512)
+
+
+class Elastic(Counting):
+    """A pool that grows and shrinks, and takes now this long and now that."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = np.random.default_rng(seed)
+
+    def collect(self, ticket: Any) -> Any:
+        block = super().collect(ticket)
+        self.processes = int(self._random.integers(1, 9))
+        self.tally.work_s = self.tally.examples * float(self._random.uniform(1e-5, 1e-2))
+        return block
+
+
+@settings(max_examples=25)
+@given(factor=st.sampled_from([1, 1.5, 2.6]), position=st.integers(0, 500), pool=st.integers(0, 99))
+def test_any_pool_serves_the_schedule(factor: float, position: int, pool: int) -> None:
+    schedule, preparer = schedule_of(factor), Elastic(pool)
+    feed = Feed(schedule, preparer, lanes=range(6), position=position, seed=5)
+    for j in range(position, position + 120):
+        assert_serves(feed, schedule, j)
+    assert len(set(preparer.sizes)) > 3, "orders did vary"
+
+
+@settings(max_examples=25)
+@given(
+    decisions=st.lists(
+        st.tuples(st.integers(1, 90), st.sampled_from([1, 1.5, 2, 4])), min_size=1, max_size=4
+    ),
+    workers=st.integers(1, 3),
+    data=st.data(),
+)
+def test_a_resumed_feed_serves_what_was_decided_before(
+    decisions: list[tuple[int, float]], workers: int, data: st.DataObject
+) -> None:
+    """A run that decides as it goes, and one that resumes anywhere and knows the whole journal."""
+    live, resumed, j = schedule_of(1), schedule_of(1), 0
+    feed, served = feed_of(live, range(6), depth=3), []
+    for wait, factor in decisions:
+        for _ in range(wait):
+            served.append(feed.micro_batch(j)[0]["index"].tolist())
+            j += 1
+        live.change(j, factor)
+        resumed.change(j, factor)
+    for number in range(j, j + 100):
+        served.append(feed.micro_batch(number)[0]["index"].tolist())
+    position = data.draw(st.integers(0, len(served) - 1))
+    feeds = [feed_of(resumed, range(worker, 6, workers), position) for worker in range(workers)]
+    for number in range(position, len(served)):
+        batch, _ = feeds[number % 6 % workers].micro_batch(number)
+        assert batch["index"].tolist() == served[number]
 
 
 @pytest.mark.parametrize("factor", [1, 1.5, 2, 2.6, 4])
@@ -279,33 +330,3 @@ def test_text_is_refused() -> None:
     feed = Feed(schedule_of(), InlinePreparer(Wordy(), 5), lanes=range(6))
     with pytest.raises(DataError, match="prepare: text: <U4 is no number; numbers or booleans"):
         feed.micro_batch(0)
-
-
-class Heavy:
-    """Examples of 20 kB."""
-
-    def source(self, split: str) -> ArraySource:
-        return ArraySource({"index": np.arange(20_000)})
-
-    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
-        return {"index": example["index"], "payload": np.full(20_000, example["index"] % 256, np.uint8)}
-
-
-@pytest.mark.slow
-def test_memory_stays_flat() -> None:
-    """A run that passes 1.3 GB of examples through a buffer of 20 MB grows by nothing after its start."""
-    schedule = Schedule(20_000, 4, 64, 2, 1024)
-    feed = Feed(schedule, InlinePreparer(Heavy(), 0), lanes=range(4))
-
-    def resident_mb() -> float:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    for j in range(500):
-        feed.micro_batch(j)
-    before, received = resident_mb(), feed.counters()["received_bytes"]
-    for j in range(500, 2500):
-        feed.micro_batch(j)
-    assert feed.counters()["received_bytes"] - received > 1.2e9
-    assert resident_mb() - before < 20
-    assert feed.counters()["buffer_bytes"] < 20_008 * (1024 + 4 * (64 + 2 * 512)) * 1.3
