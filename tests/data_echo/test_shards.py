@@ -112,6 +112,14 @@ def test_a_damaged_index_is_made_anew(shards: Path, cache: Path, damage: bytes |
         assert [source[index]["jpg"] for index in range(8)] == [payload(index) for index in range(8)]
 
 
+def test_what_cannot_tell_of_changes_is_read_each_time(
+    shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_CHANGES", ())
+    assert len(TarSource(f"file://{shards}")) == 8
+    assert not cache.exists()
+
+
 def test_no_cache_is_no_trouble(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert len(TarSource(shards)) == 8
