@@ -126,14 +126,17 @@ def _mean_gradient(run: Training, sums: Tensor) -> tuple[float, float]:
     return the loss and the norm before clipping.
     """
     gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
-    share = 1 / (sums[1] * run.scale.value)
-    norm = torch.stack([gradient.dot(gradient) for gradient in gradients]).double().sum().sqrt() * share
-    loss_value, norm_value = torch.stack([sums[0] / sums[1], norm]).tolist()  # the step's one wait for a GPU
-    if run.recipe.train.clip_norm is not None:
-        share = share * (run.recipe.train.clip_norm / norm).clamp(max=1.0)
+    squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
+    total, count, *squared = torch.cat([sums[:2], squares]).tolist()  # the step's one wait for a GPU
+    count = count or math.nan  # that no example counted is told by whoever sees what is not finite
+    share = 1 / (count * run.scale.value)
+    norm = math.sqrt(sum(squared)) * share
+    clip_norm = run.recipe.train.clip_norm
+    if clip_norm is not None and norm > clip_norm:
+        share *= clip_norm / norm
     for gradient in gradients:
         gradient.mul_(share)
-    return loss_value, norm_value
+    return total / count, norm
 
 
 def _skip(run: Training, loss: float, norm: float, count: float) -> None:
