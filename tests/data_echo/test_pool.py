@@ -151,18 +151,31 @@ def test_errors_come_back_from_actors(cluster: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_feed_serves_the_same_through_kills(cluster: Any) -> None:
+@pytest.mark.parametrize(("actors", "workers"), [(1, 1), (2, 3), (3, 2)])
+def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: int) -> None:
     from data_echo.pool import PoolPreparer, start_pool
 
-    schedule = Schedule(EXAMPLES, 4, 8, 2, 128, 1)
-    feed = Feed(schedule, PoolPreparer(start_pool(Task, 7, 2)), lanes=range(4), seed=7, depth=4)
-    rng = np.random.default_rng(1)
-    for j in range(400):
-        batch, _ = feed.micro_batch(j)
-        assert np.array_equal(batch["index"], schedule.micro_batch(j).index)
+    schedule, inline = Schedule(EXAMPLES, 6, 8, 2, 128, 1), InlinePreparer(Task(), 7)
+    pool, position = start_pool(Task, 7, actors), 1000  # as after a resume
+    feeds = [
+        Feed(
+            schedule, PoolPreparer(pool), lanes=range(worker, 6, workers), position=position, seed=7, depth=4
+        )
+        for worker in range(workers)
+    ]
+    rng, killed = np.random.default_rng(actors), 0
+    for j in range(position, position + 300):
+        batch, _ = feeds[j % 6 % workers].micro_batch(j)
+        expected = schedule.micro_batch(j)
+        block = inline.collect(Order("train", expected.pass_number, expected.index))
+        assert np.array_equal(batch["index"], block["index"])
+        assert np.array_equal(batch["drawn"], block["drawn"])
         if rng.random() < 0.02:
             _kill(int(batch["process"][0]))
-    feed.close()
+            killed += 1
+    assert killed > 2
+    for actor in pool:
+        cluster.kill(actor)
 
 
 @pytest.mark.slow
