@@ -134,7 +134,7 @@ class Tight(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls -= 1
-        if self.calls > 0 or len(x) <= self.most:
+        if self.calls > 0 or len(x) <= self.most or not self.training:
             return self.model(x)
         if self.when == "forward":
             self.fail()
@@ -268,7 +268,7 @@ def no_compiler(*arguments: object, **named: object) -> nn.Module:
     ("compiler", "reason"),
     [
         (lambda model, **named: Miscompiled(model), "not compiled: the gradient would change by"),
-        (no_compiler, "not compiled: no C++ compiler;"),
+        (no_compiler, "not compiled: no C++ compiler"),
     ],
 )
 def test_a_model_that_does_not_compile_runs_as_it_is_and_says_why(
@@ -278,3 +278,4 @@ def test_a_model_that_does_not_compile_runs_as_it_is_and_says_why(
     found = training(Plain(), compile=True).passes.execution
     assert not found.compiled
     assert reason in found.reason
+    assert "more about it" not in found.reason
