@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for all, or luck decides how fast memory is
+
 import torch
 from torch import Tensor, nn
 

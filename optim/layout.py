@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.flat import Flat, Places, view_like
+from optim.flat import Flat, Places, view_like, zeros
 from optim.numbers import LayerNumbers, RowNumbers
 from optim.pieces import (
     CUTS,
@@ -181,9 +181,7 @@ class Layout:
             states = {name: x for name, x in layer.like_parameter().items() if name not in ("p", "g")}
             for name in (*states, *layer.shapes.scratch):
                 if name not in self._buffers:
-                    self._buffers[name] = [
-                        torch.zeros_like(b, dtype=compute_dtype(b)) for b in flat.parameters
-                    ]
+                    self._buffers[name] = [zeros(len(b), compute_dtype(b), b.device) for b in flat.parameters]
                 home = view_like(self._buffers[name][buffer], start, p)
                 if name in states and states[name].data_ptr() != home.data_ptr():
                     layer.state[name] = home.copy_(states[name])
