@@ -35,8 +35,8 @@ A_MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Timing:
-    """One run after its first steps. `step_s` is the median step beside which nothing was written; `lost_s` and
-    `blocked_s` are, for each checkpoint, all that it cost and the wait until `save` returned.
+    """One run after its first steps: the median step beside which nothing was written, all
+    that each checkpoint cost, and the wait until its `save` returned.
     """
 
     step_s: float
