@@ -28,8 +28,8 @@ TRIED: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     ADAM: ({"name": "adam"}, (0.001, 0.002, 0.004, 0.008, 0.016)),
     LAMB: ({"name": "lamb"}, (0.005, 0.01, 0.02, 0.04, 0.08)),
     ADAFACTOR: ({"name": "adafactor"}, (0.01, 0.02, 0.04, 0.08, 0.16)),
-    SM3: ({"name": "sm3"}, (0.05, 0.1, 0.2, 0.4, 0.8)),
-    "momentum": ({"name": "momentum", "momentum": 0.9}, (0.025, 0.05, 0.1, 0.2, 0.4)),
+    SM3: ({"name": "sm3"}, (0.0125, 0.025, 0.05, 0.1, 0.2)),
+    "momentum": ({"name": "momentum", "momentum": 0.9}, (0.00625, 0.0125, 0.025, 0.05, 0.1)),
 }
 
 
