@@ -104,7 +104,7 @@ class Checkpoints:
             partial = target.with_name(f".writing-{target.name}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            torch.save(state, partial / STATE)
+            _save(state, partial / STATE)
             told = {"format": FORMAT, "bytes": (partial / STATE).stat().st_size, "sha256": _sha256(partial)}
             (partial / MANIFEST).write_text(json.dumps(told | known))
             for path in (partial / STATE, partial / MANIFEST, partial):
@@ -115,6 +115,16 @@ class Checkpoints:
             self._prune()
         except BaseException as error:
             self._failure = error
+
+
+def _save(state: State, path: Path) -> None:
+    """As torch.save, without a checksum of its own: that of the manifest holds for the file."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def manifest(path: Path) -> dict[str, Any]:
