@@ -101,7 +101,7 @@ class Screen:
             case "rewind" if line["step"]:
                 self._note(f"going on from step {line['step']:,}")
             case "execution":
-                self._note(line["reason"])
+                self._note(f"passes: {line['reason']}")
             case "decision":
                 self._note(f"decided at {line['position']:,}: {line['what']} = {line['value']}")
             case "end" if line["status"] == "FINISHED":
