@@ -5,7 +5,9 @@
 The task of configs/shakespeare.yaml (a quarter of a million parameters, windows of 64 bytes) at batch 32 for
 200 updates, a tenth of them linear warm-up, then linearly down to 0. Adam, LAMB, Adafactor and SM3, and
 momentum for comparison, each with its published hyperparameters and a rate of its own, chosen by validation
-loss out of as many trials. State is what the optimizer keeps beside weights and gradients.
+loss out of as many trials. SM3 is also tried, and judged, with the schedule that its authors advise:
+quadratic warm-up, a constant rate, a cool-down at the end. State is what the optimizer keeps beside weights
+and gradients.
 """
 
 from __future__ import annotations
@@ -23,11 +25,20 @@ from trainer import plan as planning
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "shakespeare.yaml"
 TEXT = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
-ADAM, LAMB, ADAFACTOR, SM3 = "Adam", "LAMB", "Adafactor", "SM3"
+ADAM, LAMB, ADAFACTOR, SM3 = "Adam", "LAMB", "Adafactor", "SM3, its authors' schedule"
+LINEAR: dict[str, Any] = {"warmup": {"share": 0.1}, "decay": {"shape": "polynomial"}}
+QUADRATIC = {"share": 0.05, "shape": "polynomial", "power": 2}
+AUTHORS: dict[str, Any] = {
+    "warmup": QUADRATIC,
+    "decay": {"shape": "constant"},
+    "cooldown": {"share": 0.1, "shape": "linear"},
+}
+SCHEDULES = {SM3: AUTHORS}
 TRIED: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     ADAM: ({"name": "adam"}, (0.001, 0.002, 0.004, 0.008, 0.016)),
     LAMB: ({"name": "lamb"}, (0.005, 0.01, 0.02, 0.04, 0.08)),
     ADAFACTOR: ({"name": "adafactor"}, (0.01, 0.02, 0.04, 0.08, 0.16)),
+    "SM3": ({"name": "sm3"}, (0.0125, 0.025, 0.05, 0.1, 0.2)),
     SM3: ({"name": "sm3"}, (0.0125, 0.025, 0.05, 0.1, 0.2)),
     "momentum": ({"name": "momentum", "momentum": 0.9}, (0.00625, 0.0125, 0.025, 0.05, 0.1)),
 }
@@ -42,7 +53,7 @@ def arm(name: str, text: Path, steps: int, rates: int) -> Arm:
         "task": task.model_dump(by_alias=True),
         "batch": {"size": 32, "micro": 16, "lanes": 8},
         "optimizer": optimizer,
-        "schedule": {"warmup": {"share": 0.1}, "decay": {"shape": "polynomial"}},
+        "schedule": SCHEDULES.get(name, LINEAR),
         "train": {"steps": steps},
         "eval": {"every": None},
     }
