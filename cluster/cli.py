@@ -99,7 +99,7 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep train {recipe}")
     if profile:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads: the profiler says when it starts
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
     from cluster import driver, launch
     from cluster import local as in_one_process
     from cluster.screen import Screen
