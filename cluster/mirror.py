@@ -130,7 +130,9 @@ def highest(address: str | None, name: str) -> int:
     """The highest number of the copied runs of a name; 0 where there are none or nobody knows."""
     try:
         return max(_numbers(address, name), default=0) if address else 0
-    except OSError:
+    except Refusal:
+        raise
+    except Exception:  # whatever its driver raises where it cannot be reached
         return 0
 
 
@@ -191,11 +193,10 @@ class _Keeper(Thread):
         is_last = False
         while not is_last:
             is_last = self.over.wait(TROUBLED_PAUSE_S if self.trouble else PAUSE_S)
-            here = _manifests(self.mirror.folder)
-            if here == seen and not is_last:
-                continue
             try:
-                self.mirror.push()
+                here = _manifests(self.mirror.folder)
+                if here != seen or is_last:
+                    self.mirror.push()
                 seen, self.trouble = here, None
             except Exception as error:  # the network's, the store's, of a checkpoint that was just removed
                 before, self.trouble = self.trouble, f"{type(error).__name__}: {error}".splitlines()[0]

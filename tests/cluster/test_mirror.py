@@ -164,9 +164,23 @@ def test_a_new_run_takes_a_number_that_no_copy_has(tmp_path: Path, folder: Path)
     assert mirror.highest(None, "tiny") == 0
 
 
+def test_an_address_that_cannot_be_reached_is_no_reason_not_to_begin_or_to_go_on(folder: Path, monkeypatch):
+    class Unreachable:
+        def exists(self, path):
+            raise RuntimeError("no credentials")  # drivers have errors of their own
+
+    monkeypatch.setattr(mirror, "_open", lambda address: (Unreachable(), "bucket"))
+    assert mirror.highest("s3://bucket", "tiny") == 0
+    mirror.bring("s3://bucket", folder.parent, "tiny")
+    with pytest.raises(Refusal, match="raised RuntimeError: no credentials; try again"):
+        mirror.bring("s3://bucket", folder.parent / "elsewhere", "tiny")
+
+
 def test_an_address_that_nothing_can_open_is_refused(folder: Path):
     with pytest.raises(Refusal, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
         Mirror("nowhere://x", folder)
+    with pytest.raises(Refusal, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
+        mirror.highest("nowhere://x", "tiny")
 
 
 def test_a_mirror_in_trouble_falls_behind_and_says_so(tmp_path: Path, folder: Path, monkeypatch):
