@@ -166,13 +166,13 @@ def how_to_look(folder: Path) -> str:
     return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui`"
 
 
-def order(recipe: Recipe, folder: Path, origin: "Provenance", profile: int) -> "RunOrder":
+def order(recipe: Recipe, folder: Path, origin: "Provenance | None" = None, profile: int = 0) -> "RunOrder":
     """What the workers of a run are told."""
     from trainer import task
     from trainer.run import RunOrder
 
     make_task = partial(task.make, recipe.task.use, recipe.task.with_)
-    return RunOrder(recipe, str(folder), make_task, origin, profile)
+    return RunOrder(recipe, str(folder), make_task, origin or {}, profile)
 
 
 def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, list[str]]:

@@ -30,7 +30,7 @@ def train_under_torchrun(path: str, overrides: Sequence[str], wish: driver.Wish)
     if is_first:
         driver.train(prepared, _as_first, screen, wish)
     else:
-        _as_one_more(prepared, wish)
+        _as_one_more(prepared)
 
 
 def _as_first(run: driver.Run) -> None:
@@ -40,12 +40,12 @@ def _as_first(run: driver.Run) -> None:
     in_process(run)
 
 
-def _as_one_more(prepared: driver.Prepared, wish: driver.Wish) -> None:
+def _as_one_more(prepared: driver.Prepared) -> None:
     from trainer.errors import Stopped
     from trainer.group import Group
     from trainer.run import run_worker
 
     folder = Group.join(prepared.recipe.run.device).share(None)
-    outcome = run_worker(driver.order(prepared.recipe, Path(folder), {}, wish.profile))
+    outcome = run_worker(driver.order(prepared.recipe, Path(folder)))
     if outcome.status != "FINISHED":
         raise Stopped(outcome.reason)

@@ -73,13 +73,11 @@ class Plan:
 
     def _model_rows(self) -> list[tuple[str, str]]:
         recipe = self.recipe
-        weights, state = (
-            in_bytes(4 * self.parameters),
-            f"{in_bytes(self.state_bytes)} of {recipe.optimizer.name}",
-        )
+        held, state = in_bytes(4 * self.parameters), in_bytes(self.state_bytes)
+        sizes = f"{held} of weights, {state} of {recipe.optimizer.name} state"
         return [
             ("run", f"{recipe.name}: {recipe.task.use}, seed {recipe.seed}"),
-            ("model", f"{self.parameters:,} parameters: {weights} of weights, {state} state"),
+            ("model", f"{self.parameters:,} parameters: {sizes}"),
         ]
 
     def _batch_rows(self) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch import nn
 
 import optim
 from data_echo import Feed, Preparer, Schedule
-from trainer import execution, recomputing, weights
+from trainer import execution, weights
 from trainer import plan as planning
 from trainer.averaging import RunningAverage
 from trainer.batch_norm import BatchNorms
@@ -28,6 +28,7 @@ from trainer.passes import Passes
 from trainer.plan import Plan
 from trainer.precision import LossScale
 from trainer.recipe import Recipe
+from trainer.recomputing import recompute
 from trainer.reduction import ExactReduction, FastReduction, Reduction
 from trainer.schedule import LearningRate
 from trainer.task import Task
@@ -134,7 +135,7 @@ def build(
     norms = BatchNorms(
         model, group.device, recipe.batch.micro // (recipe.batch.bn_group or recipe.batch.micro)
     )
-    recomputing.recompute(model, recomputing.blocks(model, recipe.run.recompute))
+    recompute(model, plan.recomputed)
     optimizer, names = _optimizer(recipe, plan, model)
     if state is not None:
         model.load_state_dict(state["model"])

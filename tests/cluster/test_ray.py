@@ -51,17 +51,22 @@ def test_two_workers_train_as_one_process_does_and_leave_nothing(folder):
     assert first == pytest.approx(second, rel=1e-5)
 
 
-def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
-    command = Command("train", "tiny.yaml", *ENDLESS, "--set", "track.uri=null", cwd=folder)
-    command.wait_for("validation at step")
-    family = command.family()
-    assert len([process for process in family if process.command.startswith("ray::RayTrainWorker")]) == 2
+def press_ctrl_c(command: Command, folder: Path, family: list[Process]) -> None:
+    """End a run; it is marked, and none of its processes and of its cluster's files is left."""
     command.send(signal.SIGINT)
     assert command.wait() == 130, command.output
     assert "Traceback" not in command.output
     assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
     assert remaining(family) == []
     assert [path for path in folders_of_cluster(family) if path.exists()] == []
+
+
+def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
+    command = Command("train", "tiny.yaml", *ENDLESS, "--set", "track.uri=null", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    assert len([process for process in family if process.command.startswith("ray::RayTrainWorker")]) == 2
+    press_ctrl_c(command, folder, family)
     assert status_in_mlflow(folder) == "KILLED"
 
 
@@ -69,12 +74,7 @@ def test_ctrl_c_while_ray_starts_leaves_nothing_either(folder):
     command = Command("train", "tiny.yaml", cwd=folder)
     until(lambda: any("gcs_server" in each.command for each in command.family()), WAIT_S)
     family = command.family()
-    command.send(signal.SIGINT)
-    assert command.wait() == 130, command.output
-    assert "Traceback" not in command.output
-    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
-    assert remaining(family) == []
-    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+    press_ctrl_c(command, folder, family)
 
 
 def status_in_mlflow(folder: Path) -> str:
