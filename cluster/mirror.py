@@ -51,8 +51,9 @@ class Mirror:
                 self._put(name)
         for name in new:
             self._put(f"{CHECKPOINTS}/{name}/{MANIFEST}")
-        for name in there.keys() - here.keys():
-            self._remove(name)
+        for path in self._list("*"):  # parts of what was removed here while it was brought are among them
+            if (name := path.split("/")[-2]) not in here:
+                self._remove(name)
 
     def pull(self) -> None:
         """Bring here what a resumed run needs: the files beside the checkpoints, and the newest whole one."""
@@ -88,9 +89,12 @@ class Mirror:
 
     def _checkpoints(self) -> dict[str, bytes]:
         """The whole ones, by name, each with its manifest."""
+        return {path.split("/")[-2]: self.filesystem.cat_file(path) for path in self._list(MANIFEST)}
+
+    def _list(self, file: str) -> list[str]:
+        """Where each checkpoint's files of a name (or a pattern) are now."""
         self.filesystem.invalidate_cache()
-        found = self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/{MANIFEST}")
-        return {str(path).split("/")[-2]: self.filesystem.cat_file(path) for path in found}
+        return [str(path) for path in self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/{file}")]
 
     def _put(self, name: str) -> None:
         target = f"{self.root}/{name}"

@@ -56,6 +56,25 @@ def test_the_copy_follows_the_run(tmp_path: Path, folder: Path, address: Callabl
     assert "checkpoints/step-00000001/state.pt" not in contents(tmp_path / "there/tiny-001")
 
 
+def test_what_was_brought_of_a_checkpoint_removed_meanwhile_goes_too(
+    tmp_path: Path, folder: Path, monkeypatch
+):
+    copy = Mirror(str(tmp_path / "there"), folder)
+    put = copy.filesystem.put_file
+
+    def put_and_prune(source: str, target: str) -> None:
+        put(source, target)
+        if source.endswith("step-00000001/state.pt"):
+            save(folder, 3)
+
+    monkeypatch.setattr(copy.filesystem, "put_file", put_and_prune)
+    with pytest.raises(FileNotFoundError):
+        copy.push()
+    assert "checkpoints/step-00000001/state.pt" in contents(tmp_path / "there/tiny-001")
+    copy.push()
+    assert contents(tmp_path / "there/tiny-001") == contents(folder)
+
+
 def test_a_step_that_was_saved_again_is_brought_again(tmp_path: Path, folder: Path):
     Mirror(str(tmp_path / "there"), folder).push()
     store = Checkpoints(folder / "checkpoints", 2)
