@@ -40,19 +40,20 @@ class Engine:
 
     def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
         """Move all layers once."""
-        layers = self.layout.follow(layers)
-        h = self.layout.numbers(layers)
+        self.layout.follow(layers)
+        h = self.layout.numbers
+        h.found.clear()
         for stage, judge in self._rounds:
-            sums = self._sweep(stage, h, layers)
+            sums = self._sweep(stage, h)
             if judge is not None:
                 if reduce is not None:
                     reduce(sums, "sum")
-                _judge(judge, dict(zip(stage.sums, sums, strict=True)), h, layers)
-        self.layout.release(layers)
+                _judge(judge, dict(zip(stage.sums, sums, strict=True)), h)
+        self.layout.release()
 
-    def _sweep(self, stage: Stage, h: LayerNumbers, layers: Sequence[Layer]) -> Tensor:
+    def _sweep(self, stage: Stage, h: LayerNumbers) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""
-        numbers = PieceNumbers(stage, h, layers, self.layout.tables)
+        numbers = PieceNumbers(stage, h, self.layout.layers, self.layout.tables)
         if stage.is_of_lines:
             for piece in self.layout.wholes:
                 stage.run(stage.pick(numbers.of(piece)), piece.arrays)
@@ -102,13 +103,11 @@ class Workspace:
         return self._views[key]
 
 
-def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers, layers: Sequence[Layer]) -> None:
+def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers) -> None:
     """Run a function of layers: write its layer states, keep its other results as numbers."""
-    states = [name for name in arguments(judge) if name not in sums]
-    device = h.numel.device
-    held = {n: torch.stack([layer.state[n].to(device) for layer in layers]).double() for n in states}
+    held = {name: h.states[name].read(h.numel) for name in arguments(judge) if name not in sums}
     for name, vector in judge(h, **sums, **held).items():
         if name in held:
-            torch._foreach_copy_([layer.state[name] for layer in layers], list(vector.unbind()))
+            h.states[name].write(vector)
         else:
             h.add(name, vector)

@@ -88,27 +88,32 @@ class Flat(Places):
         trained = [p for p in parameters if p.requires_grad]
         _refuse_overlap(trained)
         super().__init__(trained)
+        self._where = [(weight.data_ptr(), weight.stride()) for weight, _ in self.homes]
         self.adopt()
 
-    def fits(self) -> bool:
-        """Whether every parameter still has the dtype and device of its buffer."""
-        return all(
-            p.dtype == w.dtype and p.device == w.device
-            for p, (w, _) in zip(self.held, self.homes, strict=True)
-        )
-
-    def adopt(self) -> None:
+    def adopt(self) -> bool:
         """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`).
 
-        A gradient that is None stays None: its parameter takes no part in the step.
+        A gradient that is None stays None: its parameter takes no part in the step. Nothing is done, and
+        False returned, where a parameter has got another dtype or device than its buffer's.
         """
-        for p, (weight, gradient) in zip(self.held, self.homes, strict=True):
-            if p.data_ptr() != weight.data_ptr() or p.stride() != weight.stride():
-                weight.copy_(p.detach())
-                p.data = weight
-            if p.grad is not None and p.grad.data_ptr() != gradient.data_ptr() and not p.grad.is_sparse:
-                gradient.copy_(p.grad)
+        strays = [
+            (p, weight)
+            for p, (weight, _), where in zip(self.held, self.homes, self._where, strict=True)
+            if (p.data_ptr(), p.stride()) != where
+        ]
+        if any(p.dtype != weight.dtype or p.device != weight.device for p, weight in strays):
+            return False
+        for p, weight in strays:
+            weight.copy_(p.detach())
+            p.data = weight
+        for p, (_, gradient) in zip(self.held, self.homes, strict=True):
+            g = p.grad
+            if g is not gradient and g is not None and not g.is_sparse:
+                if g.data_ptr() != gradient.data_ptr():
+                    gradient.copy_(g)
                 p.grad = gradient
+        return True
 
     def zero_grad(self) -> None:
         """Zero the gradient buffers and give every parameter its view of them again."""

@@ -32,11 +32,10 @@ class Flattening(torch.optim.Optimizer):
 
     def settle(self) -> None:
         """See to it that flat parameters lie in their buffers."""
-        if self._flat is not None and not self._flat.fits():
-            self._flat = None
         flat = self.flat
-        if flat is not None:
-            flat.adopt()
+        if flat is not None and not flat.adopt():
+            self._flat = None  # the next one is made for what the parameters are now
+            self.settle()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients; flat ones in place, whatever `set_to_none` says."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from optim.flat import Flat, Places, view_like, zeros
-from optim.numbers import LayerNumbers, RowNumbers
+from optim.numbers import LayerNumbers, LayerState, RowNumbers
 from optim.pieces import (
     CUTS,
     CUTS_BY_DIMENSIONS,
     Arrays,
+    Cohort,
     EngineName,
     Form,
     Layer,
@@ -27,8 +28,8 @@ from optim.stage import compute_dtype
 class Layout:
     """The pieces of the layers that take part in a step.
 
-    A layout holds no truth. States are the optimizer's; whatever was moved, replaced or converted since the
-    last step is noticed by its address, on the host alone, and taken in.
+    A layout holds no truth. States are the optimizer's; a list of layers that it has not seen is arranged
+    anew, whatever was moved, replaced or converted.
 
     Args:
         engine: the engine that works on the pieces. All but "tensor", where nothing is flat, copy small
@@ -37,37 +38,34 @@ class Layout:
     """
 
     def __init__(self, engine: EngineName, flat: Flat | None) -> None:
+        self.layers: list[Layer] = []
         self.pieces: list[Piece] = []
         self.wholes: list[Piece] = []
         self.tables: list[tuple[list[Piece], RowNumbers]] = []
         self._engine = self._engine_of_numbers = engine
         self._flat = flat if engine != "tensor" else None
-        self._order: list[int] = []
         self._gathered: Places | None = None
         self._scratch: dict[Tensor, Arrays] = {}
         self._buffers: dict[str, list[Tensor]] = {}
-        self._seen: list[Any] = []
+        self._arranged: Sequence[Layer] = ()
+        self._cohorts: list[Cohort] = []
+        self._options: list[tuple[Any, ...]] = []
         self._gradients: list[int] = []
 
-    def follow(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Take in whatever lies elsewhere than at the last step; returns the layers in the pieces' order."""
-        changed = _fingerprint(layers) != self._seen
-        if changed:
+    def follow(self, layers: Sequence[Layer]) -> None:
+        """See to it that the pieces are those of these layers, with their gradients of this step."""
+        if layers is not self._arranged or [cohort.options for cohort in self._cohorts] != self._options:
             self._arrange(layers)
-            self._seen = _fingerprint(layers)
-        ordered = [layers[place] for place in self._order]
-        gradients = [layer.gradient.data_ptr() for layer in ordered]
-        if not changed and gradients != self._gradients and self._flat is None:
-            self._renew_gradients(ordered)
-        self._gradients = gradients
+            self._arranged = layers
+        elif self._flat is None:
+            self._renew_gradients()
         if self._gathered is not None:
-            self._copy(ordered, back=False)
-        return ordered
+            self._copy(back=False)
 
-    def release(self, layers: Sequence[Layer]) -> None:
+    def release(self) -> None:
         """After the step: give the gathered layers their new weights."""
         if self._gathered is not None:
-            self._copy(layers, back=True)
+            self._copy(back=True)
 
     def _arrange(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
@@ -81,8 +79,8 @@ class Layout:
             gathers and form is None and is_small(x, self._engine_of_numbers)
             for x, form in zip(layers, forms, strict=True)
         ]
-        self._order = sorted(range(len(layers)), key=lambda place: not small[place])
-        layers = [layers[place] for place in self._order]
+        order = sorted(range(len(layers)), key=lambda place: not small[place])
+        self.layers = layers = [layers[place] for place in order]
         self.pieces, self.wholes, self._gathered = [], [], None
         if any(small):
             self._gathered, self._buffers = Places(layer.parameter for layer in layers[: sum(small)]), {}
@@ -90,7 +88,8 @@ class Layout:
             self._cut_buffers(places, layers[: len(layers) if flat else sum(small)])
         if flat is None:
             for number in range(sum(small), len(layers)):
-                self._cut_layer(number, layers[number], forms[self._order[number]])
+                self._cut_layer(number, layers[number], forms[order[number]])
+        self._gradients = [layer.gradient.data_ptr() for layer in layers]
         self._index(layers)
 
     def _cut_buffers(self, places: Places, layers: Sequence[Layer]) -> None:
@@ -120,16 +119,20 @@ class Layout:
             piece.fixed = options
         return pieces
 
-    def _renew_gradients(self, layers: Sequence[Layer]) -> None:
+    def _renew_gradients(self) -> None:
         """Put the gradients that lie elsewhere now into the pieces of the layers that lie on their own."""
+        gradients = [layer.gradient.data_ptr() for layer in self.layers]
+        if gradients == self._gradients:
+            return
         first = 0 if self._gathered is None else len(self._gathered.held)
         alone = [piece for piece in self.pieces if piece.layer >= first]
-        for _, run in groupby(alone, key=lambda piece: piece.layer):
-            pieces = list(run)
-            layer = layers[pieces[0].layer]
-            if layer.gradient.data_ptr() != self._gradients[pieces[0].layer]:
-                for piece, new in zip(pieces, self._with_new_gradient(pieces[0], layer), strict=True):
-                    piece.arrays["g"] = new.arrays["g"]
+        for number, run in groupby(alone, key=lambda piece: piece.layer):
+            if gradients[number] != self._gradients[number]:
+                pieces = list(run)
+                new = self._with_new_gradient(pieces[0], self.layers[number])
+                for piece, other in zip(pieces, new, strict=True):
+                    piece.arrays["g"] = other.arrays["g"]
+        self._gradients = gradients
 
     def _with_new_gradient(self, piece: Piece, layer: Layer) -> list[Piece]:
         form = layer.form() if piece.fixed else None
@@ -138,21 +141,16 @@ class Layout:
             arrays = {name: x.view(form.views["p"]) for name, x in arrays.items()}
         return self._cut(piece.layer, arrays, piece.fixed)
 
-    def _copy(self, layers: Sequence[Layer], back: bool) -> None:
+    def _copy(self, back: bool) -> None:
         assert self._gathered is not None
         weights, gradients = zip(*self._gathered.homes, strict=True)
-        small = layers[: len(weights)]
+        small = self.layers[: len(weights)]
         own = [layer.parameter.detach() for layer in small]
         if back:
             torch._foreach_copy_(own, list(weights))
         else:
             torch._foreach_copy_(list(weights), own)
             torch._foreach_copy_(list(gradients), [layer.gradient for layer in small])
-
-    def numbers(self, layers: Sequence[Layer]) -> LayerNumbers:
-        """The layers' numbers of this step."""
-        cohorts = {layer.cohort.number: layer.cohort for layer in layers}
-        return LayerNumbers(list(cohorts.values()), self._cohort_of_layer, self._numel)
 
     def by_layer(self, sums: Tensor) -> Tensor:
         """Sums of pieces and rows [places, sums] added up for each layer [layers, sums], in fixed order."""
@@ -198,16 +196,26 @@ class Layout:
                 p = piece.arrays["p"]
                 of_kind.setdefault((compute_dtype(p), p.device), []).append(piece)
         self._counts = None if set(counts) == {1} else torch.tensor(counts, device=device)
-        self._numel = torch.tensor(
-            [float(x.parameter.numel()) for x in layers], dtype=torch.float64, device=device
+        numel = [float(layer.parameter.numel()) for layer in layers]
+        cohorts = {layer.cohort.number: layer.cohort for layer in layers}
+        self._cohorts, places = (
+            list(cohorts.values()),
+            {number: place for place, number in enumerate(cohorts)},
         )
-        self._cohort_of_layer = torch.tensor([layer.cohort.number for layer in layers], device=device)
+        self._options = [cohort.options for cohort in self._cohorts]
+        cohort_of_layer = torch.tensor([places[layer.cohort.number] for layer in layers], device=device)
+        self.numbers = LayerNumbers(
+            self._cohorts,
+            cohort_of_layer,
+            torch.tensor(numel, dtype=torch.float64, device=device),
+            {name: LayerState(name, layers) for name in layers[0].shapes.layer_states},
+        )
         for pieces in of_kind.values():
             ends = list(accumulate(sum(piece.spans) for piece in pieces))
             for piece, end in zip(pieces, ends, strict=True):
                 piece.rows = slice(end - sum(piece.spans), end)
         self.tables = [
-            (pieces, RowNumbers(_layer_of_row(pieces).to(device), self._cohort_of_layer, dtype))
+            (pieces, RowNumbers(_layer_of_row(pieces).to(device), cohort_of_layer, dtype))
             for (dtype, device), pieces in of_kind.items()
         ]
 
@@ -237,19 +245,3 @@ def _suits(scratch: Tensor, p: Tensor, shape: torch.Size, alike: bool) -> bool:
     """Whether an array of an earlier step serves this parameter still."""
     as_before = scratch.shape == shape and scratch.dtype == compute_dtype(p) and scratch.device == p.device
     return as_before and (not alike or scratch.stride() == p.stride())
-
-
-def _fingerprint(layers: Sequence[Layer]) -> list[Any]:
-    """Where everything lies and how it is treated: equal as long as the pieces that were cut are right."""
-    return [
-        (
-            layer.parameter.data_ptr(),
-            layer.parameter.dtype,
-            layer.gradient.dtype,
-            layer.gradient.stride(),
-            layer.cohort.number,
-            layer.cohort.options,
-            *[value.data_ptr() for value in layer.state.values() if isinstance(value, Tensor)],
-        )
-        for layer in layers
-    ]

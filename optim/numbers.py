@@ -1,6 +1,8 @@
 """The numbers `h` of many layers: as vectors for functions of layers, as columns for tables of rows."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,22 +13,62 @@ from optim.program import NUMBER, SMALL, Program, program_of
 from optim.stage import Stage, compute_dtype, is_option
 
 
-class LayerNumbers:
-    """Numbers of one step as vectors [layers], made when a rule asks for them: float64, or bool for flags.
+class LayerState:
+    """A state of one number per layer, in one vector for each dtype and device: the layers hold views."""
 
-    A hyperparameter is the same for a cohort of layers; what a function of layers found is each layer's own.
+    def __init__(self, name: str, layers: Sequence[Layer]) -> None:
+        of_kind: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for number, layer in enumerate(layers):
+            x = layer.state[name]
+            of_kind.setdefault((x.dtype, x.device), []).append(number)
+        self._parts = []
+        for (_, device), numbers in of_kind.items():
+            vector = torch.stack([layers[number].state[name] for number in numbers])
+            for number, x in zip(numbers, vector.unbind(), strict=True):
+                layers[number].state[name] = x
+            self._parts.append((torch.tensor(numbers, device=device), vector))
+
+    def read(self, like: Tensor) -> Tensor:
+        """All layers' numbers, in dtype and place like a vector of as many."""
+        out = torch.empty_like(like)
+        for numbers, vector in self._parts:
+            out[numbers.to(out.device)] = vector.to(out)
+        return out
+
+    def write(self, values: Tensor) -> None:
+        """Set all layers' numbers."""
+        for numbers, vector in self._parts:
+            vector.copy_(values[numbers.to(values.device)])
+
+
+class LayerNumbers:
+    """Numbers of a step as vectors [layers], made when a rule asks for them: float64, or bool for flags.
+
+    A hyperparameter is the same for a cohort of layers; what a function of layers found is each layer's own,
+    and of one step.
     """
 
-    def __init__(self, cohorts: Sequence[Cohort], cohort_of_layer: Tensor, numel: Tensor) -> None:
-        self.numel = numel
+    def __init__(
+        self,
+        cohorts: Sequence[Cohort],
+        cohort_of_layer: Tensor,
+        numel: Tensor,
+        states: Mapping[str, LayerState],
+    ) -> None:
+        self.numel, self.states = numel, states
         self.found: dict[str, Tensor] = {}
         self._cohorts = cohorts
         self._cohort_of_layer = cohort_of_layer
+        self._made: dict[str, tuple[list[Any], Tensor]] = {}
 
     def __getattr__(self, name: str) -> Tensor:
-        vector = _vector(self.of_cohorts(name), self._cohort_of_layer.device)[self._cohort_of_layer]
-        setattr(self, name, vector)
-        return vector
+        if name in self.found:
+            return self.found[name]
+        values = self.of_cohorts(name)
+        if isinstance(values[0], Tensor) or name not in self._made or self._made[name][0] != values:
+            vector = _vector(values, self._cohort_of_layer.device)[self._cohort_of_layer]
+            self._made[name] = values, vector
+        return self._made[name][1]
 
     def of_cohorts(self, name: str) -> list[Any]:
         """A hyperparameter of each cohort."""
@@ -35,7 +77,6 @@ class LayerNumbers:
     def add(self, name: str, vector: Tensor) -> None:
         """Keep what a function of layers found."""
         self.found[name] = vector.expand(len(self.numel))
-        setattr(self, name, self.found[name])
 
 
 class RowNumbers:
@@ -55,6 +96,8 @@ class RowNumbers:
         values = h.of_cohorts(name)
         if isinstance(values[0], Tensor) or self._filled.get(name) != values:
             self._filled[name] = values
+            if name in self._columns and _all_equal(values):
+                return self._columns[name].fill_(values[0])
             return self._fill(name, _vector(values, self._layer_of_row.device), self._cohort_of_row)
         return self._columns[name]
 

@@ -55,11 +55,14 @@ class Cohort:
     """Layers of one group at the same step: they share their numbers. `number` counts cohorts from 0."""
 
     number: int
-    numbers: dict[str, Any]
+    step: int
+    numbers: dict[str, Any] = field(default_factory=dict)
     options: tuple[Any, ...] = ()
 
-    def __post_init__(self) -> None:
-        self.options = tuple(value for value in self.numbers.values() if is_option(value))
+    def take(self, numbers: dict[str, Any]) -> None:
+        """Go on with the numbers of another step."""
+        self.numbers = numbers
+        self.options = tuple(value for value in numbers.values() if is_option(value))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from optim.engine import Engine, EngineName, Reduce, chosen
 from optim.flattening import Flattening
-from optim.pieces import Cohort, Form, Layer
+from optim.pieces import Form, Layer
+from optim.roll import Roll
 from optim.stage import Function, compute_dtype, stages_of
 
 
@@ -41,6 +42,7 @@ class Rule(Flattening):
     scratch: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Function | None, ...]] = ()
 
+    _engine: Engine | None = None
     reduce: Reduce | None = None
     """Where layers are spread over processes: completes a matrix of sums in place, `reduce(sums, "sum")`."""
 
@@ -66,7 +68,6 @@ class Rule(Flattening):
         hyper = given.arguments
         params, flatten = hyper.pop("params"), hyper.pop("flatten")
         self._choice: EngineName = hyper.pop("engine")
-        self._engine: Engine | None = None
         super().__init__(params, hyper)
         self.flatten(flatten)
 
@@ -107,7 +108,7 @@ class Rule(Flattening):
             _refuse_out_of_range(name, group[name])
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")
-        self._engine = None
+        self._begin_anew()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -117,10 +118,11 @@ class Rule(Flattening):
             with torch.enable_grad():
                 loss = closure()
         self.settle()
-        layers = self._layers()
+        layers = self._roll.call(self)
         if layers:
             self._engine = self._engine or self._new_engine(layers)
             self._engine.step(layers, self.reduce)
+        self._roll.remember(self)
         return loss
 
     def settle(self) -> None:
@@ -128,30 +130,16 @@ class Rule(Flattening):
         before = self._flat
         super().settle()
         if self._flat is not before:
-            self._engine = None
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget where things lay: what comes next finds them again."""
+        self._roll = Roll()
+        self._engine = None
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
         return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind, self.flat)
-
-    def _layers(self) -> list[Layer]:
-        """The parameters that have a gradient, with their numbers of this step."""
-        layers = []
-        cohorts: dict[tuple[int, int], Cohort] = {}
-        for number, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-                state = self.state[p] or self.begin(p, group)
-                t = state["step"] = state["step"] + 1
-                if p.numel() == 0:
-                    continue
-                if (number, t) not in cohorts:
-                    cohorts[number, t] = Cohort(len(cohorts), self._numbers(group, t))
-                layers.append(Layer(p, p.grad, state, cohorts[number, t], self))
-        return layers
 
     def begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state before the first step: zeros, in the order of memory of the parameter."""
@@ -163,7 +151,7 @@ class Rule(Flattening):
             state[name] = torch.zeros_like(p, dtype=dtype) if alike else p.new_zeros(shape, dtype=dtype)
         return state
 
-    def _numbers(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+    def numbers_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """A group's hyperparameters, pairs apart (beta1, beta2), and the rule's own numbers of step t."""
         numbers: dict[str, Any] = {"adapt": bool(group.get("adapt", True)), "maximize": group["maximize"]}
         for name in self.hyper:
@@ -200,14 +188,14 @@ class Rule(Flattening):
             for name, value in final["state"].get(number, {}).items():
                 if isinstance(value, Tensor) and value.is_floating_point():
                     self.state[p][name] = value.to(p.device, compute_dtype(p), copy=True)
-        self._engine = None
+        self._begin_anew()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_choice": self._choice}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._engine = None
+        self._begin_anew()
 
 
 def _argument(name: str, default: Any, kind: Any) -> inspect.Parameter:
