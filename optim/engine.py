@@ -70,10 +70,12 @@ class Engine:
         by_row = bool(piece.spans)
         if piece.compiled:
             h = numbers.of(piece) if by_row else numbers.as_tensors(piece)
-            if stage not in piece.compiled_for:
+            if stage not in piece.calls:
                 (expect_any_rows if by_row else expect_any_shape)(piece.arrays, h.values())
-                piece.compiled_for.add(stage)
-            return compiled(stage).run(stage.pick(h), piece.arrays, by_row)
+            elif (call := piece.calls[stage]) is not None:
+                return call(h, piece.arrays)
+            found, piece.calls[stage] = compiled(stage).run(stage.pick(h), piece.arrays, by_row)
+            return found
         h = numbers.of(piece)
         if self._kind == "tensor" or (program := numbers.program(piece)) is None:
             return stage.run(stage.pick(h), piece.arrays, by_row)

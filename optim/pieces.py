@@ -117,7 +117,7 @@ class Piece:
     goes_on: frozenset[str] = frozenset()
     rows: slice | None = None
     columns: Arrays = field(default_factory=dict)
-    compiled_for: set[Any] = field(default_factory=set)
+    calls: dict[Any, Any] = field(default_factory=dict)
     kinds: tuple[tuple[str, int], ...] | None = field(init=False)
     """What each array is for a program, by name."""
     shape: str = field(init=False)

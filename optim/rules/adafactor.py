@@ -24,11 +24,12 @@ def scale(h: Any, p2: Tensor) -> Values:
 
 
 def factor(h: Any, r: Tensor, c: Tensor, row_sums: Tensor, column_sums: Tensor) -> Values:
-    row_sums = row_sums.unflatten(-1, (h.repeats, -1)).sum(-2)
-    r = h.beta2 * r + h.gain2 * (row_sums / h.columns + h.eps1)
-    c = h.beta2 * c + h.gain2 * (column_sums / h.rows + h.eps1)
+    if h.repeats > 1:
+        row_sums = row_sums.unflatten(-1, (h.repeats, -1)).sum(-2)
+    r = r.lerp(row_sums / h.columns + h.eps1, h.gain2)
+    c = c.lerp(column_sums / h.rows + h.eps1, h.gain2)
     a = (r / r.mean(h.down, keepdim=True)).rsqrt()
-    return {"r": r, "c": c, "a": torch.cat([a] * h.repeats, -1), "b": c.rsqrt()}
+    return {"r": r, "c": c, "a": torch.cat([a] * h.repeats, -1) if h.repeats > 1 else a, "b": c.rsqrt()}
 
 
 def measure(h: Any, g: Tensor, a: Any, b: Any, v: Any) -> Values:

@@ -70,7 +70,7 @@ def test_where_compiling_fails_tables_go_in_blocks(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr("torch.compile", lambda function: fails)
+    monkeypatch.setattr("torch.compile", lambda function, backend: fails)
     optim.compiler.compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no such instruction"):
