@@ -162,13 +162,17 @@ class Layout:
         """Arrays that stages leave for later ones: kept, since fresh memory is dear."""
         p = layer.parameter
         scratch = self._scratch.setdefault(p, {})
-        shapes = dict.fromkeys(layer.shapes.scratch, p.shape) if form is None else form.scratch
+        shapes = dict.fromkeys(self._kept(layer), p.shape) if form is None else form.scratch
         for name, shape in shapes.items():
             if name not in scratch or not _suits(scratch[name], p, torch.Size(shape), form is None):
                 dtype = compute_dtype(p)
                 alike = form is None
                 scratch[name] = torch.empty_like(p, dtype=dtype) if alike else p.new_empty(shape, dtype=dtype)
         return scratch
+
+    def _kept(self, layer: Layer) -> tuple[str, ...]:
+        """The scratch of a layer that is kept rather than worked out again."""
+        return () if self._engine_of_numbers == "compiled" else layer.shapes.scratch
 
     def _fill_buffers(self, flat: Places, layers: Sequence[Layer]) -> None:
         """Move states into buffers beside the flat parameters; the optimizer then holds views."""
@@ -177,7 +181,7 @@ class Layout:
             p = layer.parameter
             buffer, start, _ = flat.place(p)
             states = {name: x for name, x in layer.like_parameter().items() if name not in ("p", "g")}
-            for name in (*states, *layer.shapes.scratch):
+            for name in (*states, *self._kept(layer)):
                 if name not in self._buffers:
                     self._buffers[name] = [zeros(len(b), compute_dtype(b), b.device) for b in flat.parameters]
                 home = view_like(self._buffers[name][buffer], start, p)

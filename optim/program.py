@@ -141,7 +141,7 @@ class Program:
             given["g"] = _made("neg", given["g"])  # not -g, which might become part of a sum
         values = function(h, *given.values())
         pairs = {name: values[name] for name in sums}
-        results = {name: value for name, value in values.items() if name not in pairs}
+        results = {name: value for name, value in values.items() if name in kinds and name not in pairs}
         writer = _Writer(inputs, results, pairs)
         found = writer.write(shape)
         self.arrays = tuple(dict.fromkeys([*inputs.values(), *results]))

@@ -23,7 +23,8 @@ class Rule(Flattening):
     the order of its constructor, and:
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
-      layer; `scratch`: arrays like the parameter that one stage leaves for a later one;
+      layer; `scratch`: arrays like the parameter that one stage leaves for a later one, which works them out
+      again where it gets None (in compiled code, to which memory is dearer than arithmetic);
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
     * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays
       by name and return a dict: p, states and scratch are written; what the next stage asks for by name are

@@ -4,7 +4,7 @@ import inspect
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +63,7 @@ class Stage:
         self.sums = sums
         self.is_of_lines = not {"p", "g"} & set(self.takes)
         """Whether it runs on what is known of rows and columns alone, once for each layer."""
-        self.mentions = frozenset(_names_in(function.__code__)) | {"maximize"}
+        self.mentions = frozenset(_names_in(function, function.__code__)) | {"maximize"}
 
     def pick(self, numbers: Mapping[str, Any]) -> Any:
         """The `h` of this stage: of all numbers, those that it can need."""
@@ -82,7 +82,7 @@ class Stage:
         values: Mapping[str, Any] = self.function(h, *inputs.values())
         sums = [_inner(values[name], by_row) for name in self.sums]
         for name, value in values.items():
-            if name not in self.sums:
+            if name in arrays and name not in self.sums:
                 target = arrays[name]
                 target.copy_(joined(*value, target.shape) if isinstance(value, Marginal) else value)
         return sums
@@ -97,12 +97,16 @@ class Stage:
         return None if array is None else array.to(compute_dtype(array))
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    """The names that a function's source reads, its comprehensions' among them."""
+def _names_in(function: Function, code: CodeType) -> Iterator[str]:
+    """The names that a function's source reads, with its comprehensions' and its module's functions'."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from _names_in(function, constant)
+    for name in code.co_names:
+        other = function.__globals__.get(name)
+        if isinstance(other, FunctionType) and other.__module__ == function.__module__:
+            yield from _names_in(other, other.__code__)
 
 
 def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:

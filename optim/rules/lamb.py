@@ -22,8 +22,12 @@ def measure(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = g * h.shrink
     m = h.beta1 * m + h.gain1 * g
     v = h.beta2 * v + h.gain2 * g * g
-    u = h.pace * m / (v.sqrt() + h.epsilon) + h.inside * p
+    u = update(h, p, m, v)
     return {"m": m, "v": v, "u": u, "p2": (p, p), "u2": (u, u)}
+
+
+def update(h: Any, p: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    return h.pace * m / (v.sqrt() + h.epsilon) + h.inside * p
 
 
 def judge(h: Any, p2: Tensor, u2: Tensor) -> Values:
@@ -31,7 +35,9 @@ def judge(h: Any, p2: Tensor, u2: Tensor) -> Values:
     return {"ratio": torch.where(h.adapts & (p2 > 0) & (u2 > 0), ratio, 1)}
 
 
-def move(h: Any, p: Tensor, u: Tensor) -> Values:
+def move(h: Any, p: Tensor, u: Tensor | None, m: Tensor, v: Tensor) -> Values:
+    if u is None:
+        u = update(h, p, m, v)
     return {"p": p - h.lr * (h.ratio * u + h.outside * p)}
 
 
