@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.pieces import BLOCK_ROWS, Arrays
+from optim.pieces import Arrays
 from optim.stage import Stage
 
 Code = Callable[..., Any]
+
+FRESH_ROWS = 32
+"""Rows at once where every operation takes fresh memory, which is dear from some size on."""
 
 ANY_SIZE_FROM = 4
 """From this size on a dimension is compiled for any size; taps of convolutions are compiled each."""
@@ -137,8 +140,8 @@ def expect_any_shape(arrays: Arrays, numbers: Iterable[Any]) -> None:
 def in_blocks(stage: Stage, h: Any, arrays: Arrays) -> list[Tensor]:
     """A table's sums of each row, worked out in blocks of rows that fit into a core's cache."""
     found = []
-    for start in range(0, len(arrays["g"]), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
+    for start in range(0, len(arrays["g"]), FRESH_ROWS):
+        part = slice(start, start + FRESH_ROWS)
         h_part = h._make(x[part] if isinstance(x, Tensor) else x for x in h)
         found.append(stage.run(h_part, {name: x[part] for name, x in arrays.items()}, by_row=True))
     return [torch.cat(sums) for sums in zip(*found, strict=True)]

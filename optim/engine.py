@@ -98,7 +98,7 @@ class Workspace:
         key = (x.shape, x.dtype, x.device, count)
         if key not in self._views:
             memory = self._memory.setdefault(key[1:3], [])
-            least = max(x.numel(), block_numbers(x.device))
+            least = max(x.numel(), block_numbers(x.device, 1))
             memory[:] = [m if len(m) >= x.numel() else m.new_empty(least) for m in memory]
             memory += [x.new_empty(least) for _ in range(count - len(memory))]
             self._views[key] = [m[: x.numel()].view(x.shape) for m in memory[:count]]

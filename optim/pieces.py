@@ -12,8 +12,12 @@ from optim.flat import ROW, Places, is_dense, rows_of
 from optim.program import ARRAY, LINE
 from optim.stage import compute_dtype, is_option
 
-BLOCK_ROWS = 32
-"""Rows per block of a core without a compiler: what a rule reads, writes and keeps fits into its cache."""
+BLOCK_BYTES = 2**22
+"""Of a block of a core without a compiler: all that a rule reads, writes and keeps, as a core's part of a
+cache may hold it. Smaller blocks cost more in calls than they save in memory's time."""
+
+SMALL = 2**17
+"""Numbers below which a layer is not worth calls of its own without a compiler."""
 
 TABLE_ROWS = 16
 """Rows from which a call of compiled code is worth its overhead."""
@@ -95,7 +99,7 @@ class Layer:
 
 def is_small(layer: Layer, engine: EngineName) -> bool:
     """Whether a layer alone is not worth its calls, so that it is better taken together with others."""
-    return layer.parameter.numel() < ROW * (TABLE_ROWS if engine == "compiled" else 2 * BLOCK_ROWS)
+    return layer.parameter.numel() < (TABLE_ROWS * ROW if engine == "compiled" else SMALL)
 
 
 @dataclass(slots=True)
@@ -132,9 +136,11 @@ class Piece:
             self.kinds = None
 
 
-def block_numbers(device: torch.device) -> int:
-    """Numbers per block: on a CPU what its cores' caches hold, elsewhere enough to keep a device busy."""
-    return BLOCK_ROWS * ROW * torch.get_num_threads() if device.type == "cpu" else 2**24
+def block_numbers(device: torch.device, arrays: int) -> int:
+    """Numbers per block of so many arrays: on a CPU what its cores' caches hold beside what is kept in
+    between, elsewhere enough to keep a device busy.
+    """
+    return BLOCK_BYTES // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
 def whole(number: int, arrays: Arrays) -> Iterator[Piece]:
@@ -151,7 +157,8 @@ def slabs(number: int, arrays: Arrays) -> Iterator[Piece]:
     """A layer whose dimensions matter, cut along the first; what has size 1 there is in every piece."""
     p = arrays["p"]
     length = len(p) if p.dim() else 1
-    size = max(1, block_numbers(p.device) * length // p.numel())
+    alike = sum(x.shape == p.shape for x in arrays.values())
+    size = max(1, block_numbers(p.device, alike) * length // p.numel())
     if size >= length:
         yield Piece(number, arrays)
         return
@@ -168,7 +175,7 @@ def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
         yield Piece(number, arrays)
         return
     numel = lines["p"].numel()
-    size = ROW * _even(rows_of(numel), block_numbers(lines["p"].device) // ROW)
+    size = ROW * _even(rows_of(numel), block_numbers(lines["p"].device, len(lines)) // ROW)
     for start in range(0, numel, size):
         yield Piece(number, {name: x[start : start + size] for name, x in lines.items()})
 
@@ -224,7 +231,7 @@ def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
 def _smaller_tables(table: Piece) -> Iterator[Piece]:
     """A table in blocks of rows, wherever layers end."""
     layer_of_row = [n for n, rows in enumerate(table.spans, start=table.layer) for _ in range(rows)]
-    size = _even(len(layer_of_row), block_numbers(table.arrays["p"].device) // ROW)
+    size = _even(len(layer_of_row), block_numbers(table.arrays["p"].device, len(table.arrays)) // ROW)
     for start in range(0, len(layer_of_row), size):
         held = layer_of_row[start : start + size]
         spans = tuple(len(list(rows)) for _, rows in groupby(held))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optim.stage import Marginal, Stage, joined
+from optim.stage import SHORT, Marginal, Stage, joined
 
 NUMBER, SMALL, LINE, ARRAY = range(4)
 """What a term stands for: a number of the host; one or a column of them in a tensor; an array that is as long
@@ -152,7 +152,7 @@ class Program:
         numbers = [f"h_{name}" for name in self.numbers] + [f"tensor_{name}" for name in self.tensors]
         names = (*self.arrays, *numbers, *writer.temporaries, "goes_on")
         self.source = f"def run({', '.join(names)}):\n    {body}"
-        scope: dict[str, Any] = {"torch": torch, "join": join}
+        scope: dict[str, Any] = {"torch": torch, "join": join, "inner": inner}
         exec(self.source, scope)  # nothing but the operations noted above
         self.run: Callable[..., list[Tensor]] = scope["run"]
 
@@ -192,6 +192,13 @@ def join(target: Tensor, x: Tensor, how: str, goes_on: bool) -> None:
         target.add_(part)
     else:
         torch.maximum(target, part, out=target)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of two lines, in stretches over which a plain one loses no digits."""
+    if len(a) <= SHORT:
+        return torch.dot(a, b)
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.split(SHORT), b.split(SHORT), strict=True)]).sum()
 
 
 class _Sum(NamedTuple):
@@ -291,7 +298,7 @@ class _Writer:
         if shape == "whole":
             self.lines.append(f"{found}a = {a}.reshape(-1)")
             a, b = f"{found}a", f"{found}a" if a == b else f"{b}.reshape(-1)"
-        self.lines.append(f"{found} = torch.dot({a}, {b})")
+        self.lines.append(f"{found} = inner({a}, {b})")
         return found
 
     def _as_sum(self, term: Term) -> _Sum | None:

@@ -126,7 +126,7 @@ def test_what_decides_by_values_has_no_program():
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize(("name", "options"), cases.settings(cases.OWN))
 def test_blocks_may_end_anywhere(name, options, flatten, monkeypatch):
-    """With blocks of one row, larger tensors are cut, and tables where layers do not end."""
+    """With blocks of a few rows, larger tensors are cut, and tables where layers do not end."""
     options = {key: value for key, value in options.items() if key != "lr"}
     start, gradients, rates = cases.history([(40, 30), (16, 16, 3, 3), (5000,), (7,), (3, 700)], steps=4)
 
@@ -135,6 +135,6 @@ def test_blocks_may_end_anywhere(name, options, flatten, monkeypatch):
         return cases.train(optimizer, gradients, rates)
 
     whole = trained("tensor")
-    monkeypatch.setattr("optim.pieces.BLOCK_ROWS", 1)
+    monkeypatch.setattr("optim.pieces.BLOCK_BYTES", 4 * 8 * 1024)
     for p, q in zip(trained("rows"), whole, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
