@@ -1,7 +1,7 @@
 """Where the arrays of a step lie: the pieces, their buffers, and which layer each row belongs to."""
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from optim.pieces import (
     Form,
     Layer,
     Piece,
+    block_numbers,
     blocks_of,
     is_small,
     tables,
@@ -50,7 +51,8 @@ class Layout:
         self._arranged: Sequence[Layer] = ()
         self._cohorts: list[Cohort] = []
         self._options: list[tuple[Any, ...]] = []
-        self._gradients: list[int] = []
+        self._addresses: list[int] = []
+        self._offsets: list[int] = []
 
     def follow(self, layers: Sequence[Layer]) -> None:
         """See to it that the pieces are those of these layers, with their gradients of this step."""
@@ -89,7 +91,8 @@ class Layout:
         if flat is None:
             for number in range(sum(small), len(layers)):
                 self._cut_layer(number, layers[number], forms[order[number]])
-        self._gradients = [layer.gradient.data_ptr() for layer in layers]
+        self._addresses = [layer.gradient.data_ptr() for layer in layers]
+        self._offsets = [int(layer.gradient.storage_offset()) for layer in layers]
         self._index(layers)
 
     def _cut_buffers(self, places: Places, layers: Sequence[Layer]) -> None:
@@ -103,43 +106,32 @@ class Layout:
 
     def _cut_layer(self, number: int, layer: Layer, form: Form | None) -> None:
         """The pieces of a layer that lies on its own."""
-        arrays = layer.like_parameter()
+        p, arrays = layer.parameter, layer.like_parameter()
+        alike = sum(x.shape == p.shape for x in arrays.values()) + len(self._kept(layer))
         if form is not None:
             arrays = {name: _viewed(x, name, form, arrays["p"].shape) for name, x in arrays.items()}
         arrays |= self._scratch_of(layer, form)
         options = {} if form is None else form.options
-        self.pieces += self._cut(number, arrays, options)
+        cut = CUTS[self._engine_of_numbers] if form is None else CUTS_BY_DIMENSIONS[self._engine]
+        for piece in cut(number, arrays, block_numbers(p.device, alike)):
+            piece.fixed = options
+            self.pieces.append(piece)
         if form is not None:
             self.wholes.append(Piece(number, arrays, fixed=options))
 
-    def _cut(self, number: int, arrays: Arrays, options: Mapping[str, Any]) -> list[Piece]:
-        cut = CUTS_BY_DIMENSIONS[self._engine] if options else CUTS[self._engine_of_numbers]
-        pieces = list(cut(number, arrays))
-        for piece in pieces:
-            piece.fixed = options
-        return pieces
-
     def _renew_gradients(self) -> None:
         """Put the gradients that lie elsewhere now into the pieces of the layers that lie on their own."""
-        gradients = [layer.gradient.data_ptr() for layer in self.layers]
-        if gradients == self._gradients:
+        gradients = [layer.gradient for layer in self.layers]
+        addresses = [g.data_ptr() for g in gradients]
+        if addresses == self._addresses:
             return
         first = 0 if self._gathered is None else len(self._gathered.held)
-        alone = [piece for piece in self.pieces if piece.layer >= first]
-        for number, run in groupby(alone, key=lambda piece: piece.layer):
-            if gradients[number] != self._gradients[number]:
-                pieces = list(run)
-                new = self._with_new_gradient(pieces[0], self.layers[number])
-                for piece, other in zip(pieces, new, strict=True):
-                    piece.arrays["g"] = other.arrays["g"]
-        self._gradients = gradients
-
-    def _with_new_gradient(self, piece: Piece, layer: Layer) -> list[Piece]:
-        form = layer.form() if piece.fixed else None
-        arrays = {"p": layer.parameter.detach(), "g": layer.gradient.detach()}
-        if form is not None:
-            arrays = {name: x.view(form.views["p"]) for name, x in arrays.items()}
-        return self._cut(piece.layer, arrays, piece.fixed)
+        for piece in (*self.pieces, *self.wholes):
+            if piece.layer >= first and addresses[piece.layer] != self._addresses[piece.layer]:
+                g, before = gradients[piece.layer].detach(), piece.arrays["g"]
+                place = before.storage_offset() - self._offsets[piece.layer] + g.storage_offset()
+                piece.arrays["g"] = g.as_strided(before.size(), before.stride(), place)
+        self._addresses, self._offsets = addresses, [int(g.storage_offset()) for g in gradients]
 
     def _copy(self, back: bool) -> None:
         assert self._gathered is not None

@@ -143,22 +143,21 @@ def block_numbers(device: torch.device, arrays: int) -> int:
     return BLOCK_BYTES // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
-def whole(number: int, arrays: Arrays) -> Iterator[Piece]:
+def whole(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     """A layer in one piece, each tensor in its own shape."""
     yield Piece(number, arrays)
 
 
-def whole_compiled(number: int, arrays: Arrays) -> Iterator[Piece]:
+def whole_compiled(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     """A layer in one piece, in compiled code unless it is small."""
     yield Piece(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
 
 
-def slabs(number: int, arrays: Arrays) -> Iterator[Piece]:
+def slabs(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     """A layer whose dimensions matter, cut along the first; what has size 1 there is in every piece."""
     p = arrays["p"]
     length = len(p) if p.dim() else 1
-    alike = sum(x.shape == p.shape for x in arrays.values())
-    size = max(1, block_numbers(p.device, alike) * length // p.numel())
+    size = max(1, block * length // p.numel())
     if size >= length:
         yield Piece(number, arrays)
         return
@@ -168,14 +167,14 @@ def slabs(number: int, arrays: Arrays) -> Iterator[Piece]:
         yield Piece(number, part, goes_on=shared if start else frozenset())
 
 
-def blocks(number: int, arrays: Arrays) -> Iterator[Piece]:
+def blocks(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     """A layer in blocks, where its arrays agree in their order of memory; else whole."""
     lines = _lines(arrays)
     if lines is None:
         yield Piece(number, arrays)
         return
     numel = lines["p"].numel()
-    size = ROW * _even(rows_of(numel), block_numbers(lines["p"].device, len(lines)) // ROW)
+    size = ROW * _even(rows_of(numel), block // ROW)
     for start in range(0, numel, size):
         yield Piece(number, {name: x[start : start + size] for name, x in lines.items()})
 
@@ -185,11 +184,11 @@ def _even(rows: int, block: int) -> int:
     return -(-rows // max(1, round(rows / block)))
 
 
-def table_and_tail(number: int, arrays: Arrays) -> Iterator[Piece]:
+def table_and_tail(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     """A layer as a table of its full rows and the rest behind them; in blocks where it allows no table."""
     lines = _lines(arrays)
     if lines is None:
-        yield from blocks(number, arrays)
+        yield from blocks(number, arrays, block)
         return
     rows = lines["p"].numel() // ROW
     if rows:
@@ -215,6 +214,7 @@ def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor
 def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
     """A table in blocks: small layers as smaller tables, each other one by itself without its padding."""
     number, row = table.layer, 0
+    block = block_numbers(table.arrays["p"].device, len(table.arrays))
     members = layers[number : number + len(table.spans)]
     for small, run in groupby(members, key=lambda layer: is_small(layer, "rows")):
         for together in [list(run)] if small else [[layer] for layer in run]:
@@ -222,16 +222,16 @@ def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
             arrays = {name: x[row : row + sum(spans)] for name, x in table.arrays.items()}
             if len(together) == 1:
                 numel = together[0].parameter.numel()
-                yield from blocks(number, {name: x.view(-1)[:numel] for name, x in arrays.items()})
+                yield from blocks(number, {name: x.view(-1)[:numel] for name, x in arrays.items()}, block)
             else:
-                yield from _smaller_tables(Piece(number, arrays, spans))
+                yield from _smaller_tables(Piece(number, arrays, spans), block)
             number, row = number + len(together), row + sum(spans)
 
 
-def _smaller_tables(table: Piece) -> Iterator[Piece]:
+def _smaller_tables(table: Piece, block: int) -> Iterator[Piece]:
     """A table in blocks of rows, wherever layers end."""
     layer_of_row = [n for n, rows in enumerate(table.spans, start=table.layer) for _ in range(rows)]
-    size = _even(len(layer_of_row), block_numbers(table.arrays["p"].device, len(table.arrays)) // ROW)
+    size = _even(len(layer_of_row), block // ROW)
     for start in range(0, len(layer_of_row), size):
         held = layer_of_row[start : start + size]
         spans = tuple(len(list(rows)) for _, rows in groupby(held))
@@ -256,7 +256,7 @@ def _lines(arrays: Arrays) -> Arrays | None:
     return {name: x.as_strided((x.numel(),), (1,)) for name, x in arrays.items()}
 
 
-Cut = Callable[[int, Arrays], Iterator[Piece]]
+Cut = Callable[[int, Arrays, int], Iterator[Piece]]
 
 CUTS: dict[str, Cut] = {"tensor": whole, "rows": blocks, "compiled": table_and_tail}
 """How each engine cuts a layer of which each number stands by itself."""
