@@ -1,6 +1,6 @@
 """Where the arrays of a step lie: the pieces, their buffers, and which layer each row belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -51,23 +51,28 @@ class Layout:
         self._arranged: Sequence[Layer] = ()
         self._cohorts: list[Cohort] = []
         self._options: list[tuple[Any, ...]] = []
-        self._addresses: list[int] = []
-        self._offsets: list[int] = []
+        self._threads = 0
+        self._views: list[tuple[Piece, torch.Size, tuple[int, ...], int]] = []
 
     def follow(self, layers: Sequence[Layer]) -> None:
         """See to it that the pieces are those of these layers, with their gradients of this step."""
-        if layers is not self._arranged or [cohort.options for cohort in self._cohorts] != self._options:
+        options = [cohort.options for cohort in self._cohorts]
+        threads = torch.get_num_threads()
+        if layers is not self._arranged or options != self._options or threads != self._threads:
             self._arrange(layers)
-            self._arranged = layers
-        elif self._flat is None:
-            self._renew_gradients()
+            self._arranged, self._threads = layers, threads
+        for piece, size, stride, place in self._views:
+            g = self.layers[piece.layer].gradient.detach()
+            piece.arrays["g"] = g.as_strided(size, stride, g.storage_offset() + place)
         if self._gathered is not None:
             self._copy(back=False)
 
     def release(self) -> None:
-        """After the step: give the gathered layers their new weights."""
+        """After the step: give the gathered layers their new weights, and hold on to no gradient."""
         if self._gathered is not None:
             self._copy(back=True)
+        for piece, *_ in self._views:
+            piece.arrays.pop("g", None)  # pieces of one layer may share their arrays
 
     def _arrange(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
@@ -91,8 +96,7 @@ class Layout:
         if flat is None:
             for number in range(sum(small), len(layers)):
                 self._cut_layer(number, layers[number], forms[order[number]])
-        self._addresses = [layer.gradient.data_ptr() for layer in layers]
-        self._offsets = [int(layer.gradient.storage_offset()) for layer in layers]
+        self._views = [] if flat else [self._view_of(piece) for piece in self._alone()]
         self._index(layers)
 
     def _cut_buffers(self, places: Places, layers: Sequence[Layer]) -> None:
@@ -119,19 +123,16 @@ class Layout:
         if form is not None:
             self.wholes.append(Piece(number, arrays, fixed=options))
 
-    def _renew_gradients(self) -> None:
-        """Put the gradients that lie elsewhere now into the pieces of the layers that lie on their own."""
-        gradients = [layer.gradient for layer in self.layers]
-        addresses = [g.data_ptr() for g in gradients]
-        if addresses == self._addresses:
-            return
+    def _alone(self) -> Iterator[Piece]:
+        """The pieces of the layers that lie on their own."""
         first = 0 if self._gathered is None else len(self._gathered.held)
-        for piece in (*self.pieces, *self.wholes):
-            if piece.layer >= first and addresses[piece.layer] != self._addresses[piece.layer]:
-                g, before = gradients[piece.layer].detach(), piece.arrays["g"]
-                place = before.storage_offset() - self._offsets[piece.layer] + g.storage_offset()
-                piece.arrays["g"] = g.as_strided(before.size(), before.stride(), place)
-        self._addresses, self._offsets = addresses, [int(g.storage_offset()) for g in gradients]
+        return (piece for piece in (*self.pieces, *self.wholes) if piece.layer >= first)
+
+    def _view_of(self, piece: Piece) -> tuple[Piece, torch.Size, tuple[int, ...], int]:
+        """Which part of its layer's gradient a piece has: size, strides, and how far behind the beginning."""
+        g = piece.arrays["g"]
+        place = int(g.storage_offset() - self.layers[piece.layer].gradient.storage_offset())
+        return piece, g.size(), g.stride(), place
 
     def _copy(self, back: bool) -> None:
         assert self._gathered is not None

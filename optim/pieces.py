@@ -71,7 +71,7 @@ class Cohort:
 
 @dataclass(slots=True)
 class Layer:
-    """One parameter that takes part in a step, with its state."""
+    """One parameter that takes part in a step, with its state; between steps without its gradient."""
 
     parameter: Tensor
     gradient: Tensor

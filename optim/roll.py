@@ -33,7 +33,7 @@ class Roll:
         seen, gradients = self._look(rule)
         if seen != self._seen:
             self._note(rule)
-            self._seen = None  # until `remember`: the step may move states to where it wants them
+            self._seen = None  # until `dismiss`: the step may move states to where it wants them
         self._calls += 1
         for layer, gradient in zip(self._layers, gradients, strict=True):
             layer.gradient = gradient
@@ -43,10 +43,12 @@ class Roll:
             cohort.take(rule.numbers_of(group, cohort.step))
         return self._taking_part
 
-    def remember(self, rule: Rule) -> None:
-        """After the step: what lies where it lies now has not moved."""
+    def dismiss(self, rule: Rule) -> None:
+        """After the step: what lies where it lies now has not moved; gradients may go."""
         if self._seen is None:
             self._seen, _ = self._look(rule)
+        for layer in self._layers:
+            del layer.gradient
 
     def _look(self, rule: Rule) -> tuple[list[Any], list[Tensor]]:
         """Where everything lies and what it is, and the gradients."""

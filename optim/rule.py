@@ -123,7 +123,7 @@ class Rule(Flattening):
         if layers:
             self._engine = self._engine or self._new_engine(layers)
             self._engine.step(layers, self.reduce)
-        self._roll.remember(self)
+        self._roll.dismiss(self)
         return loss
 
     def settle(self) -> None:

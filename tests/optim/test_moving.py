@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,6 +154,23 @@ def test_flat_gradients_are_persistent_views(name):
     optimizer.zero_grad(set_to_none=True)
     assert not gradients.any()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("engine", cases.ENGINES)
+@pytest.mark.parametrize("name", cases.OWN)
+def test_no_gradient_is_held_after_the_step(name, engine, monkeypatch):
+    """Or what `zero_grad` lets go would still be there in the next backward pass."""
+    monkeypatch.setattr("optim.pieces.SMALL", 2048)
+    parameters = cases.tensors([np.ones((70, 60)), np.ones((8, 8, 3, 3)), np.ones(5)])
+    optimizer = cases.built(name, parameters, engine)
+    for _ in range(2):
+        gradients = [np.ones(p.shape) for p in parameters]
+        held = [weakref.ref(gradient) for gradient in gradients]
+        for p in parameters:
+            p.grad = torch.from_numpy(gradients.pop(0))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert [gradient() for gradient in held] == [None] * 3
 
 
 @pytest.mark.parametrize("name", ["lamb", "sgd"])
