@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +26,6 @@ from trainer.keeping import MANIFEST, STATE, Best
 
 State = dict[str, Any]
 FORMAT = 1
-NICENESS = int(os.environ.get("NICENESS", "10"))
 
 
 class Checkpoints:
@@ -104,7 +101,6 @@ class Checkpoints:
 
     def _write(self, target: Path, state: State, known: dict[str, Any]) -> None:
         try:
-            _stand_back()
             partial = target.with_name(f".writing-{target.name}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -119,14 +115,6 @@ class Checkpoints:
             self._prune()
         except BaseException as error:
             self._failure = error
-
-
-def _stand_back() -> None:
-    """Let this thread run where training leaves a core: steps that wait for a core in turns lose more than
-    the writing takes. Only Linux knows a priority of threads.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _save(state: State, path: Path) -> None:
