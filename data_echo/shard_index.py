@@ -6,6 +6,7 @@ import hashlib
 import os
 import tarfile
 import tempfile
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
@@ -83,13 +84,12 @@ def _folder() -> Path:
 
 def _keep(index: ShardIndex, path: Path) -> None:
     """Write an index at once or not at all: other processes may be reading, or writing the same."""
-    try:
+    with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / "index.npz"
             np.savez(draft, **{field.name: getattr(index, field.name) for field in fields(index)})
-        os.replace(draft.name, path)
-    except OSError:
-        return
+            draft.replace(path)
 
 
 def _read(files: FileSet, name: str) -> ShardIndex:

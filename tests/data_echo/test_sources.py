@@ -213,6 +213,18 @@ def test_arrays() -> None:
         ArraySource({"x": np.zeros(3), "y": np.zeros(4)})
 
 
+def test_of_large_arrays_rows_evenly_spread_are_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_echo.source._HASHED_BYTES", 80)
+    monkeypatch.setattr("data_echo.source._HASHED_AT_ONCE", 24)
+    x = np.arange(200, dtype=np.int64)
+    changed, before = [], ArraySource({"x": x}).fingerprint()
+    for row in range(200):
+        other = x.copy()
+        other[row] += 1
+        changed += [row] * (ArraySource({"x": other}).fingerprint() != before)
+    assert changed == [199 * number // 9 for number in range(10)]
+
+
 def test_arrays_from_files(tmp_path: Path) -> None:
     x, y = np.arange(12).reshape(4, 3), np.arange(4.0)
     np.savez(tmp_path / "both.npz", x=x, y=y)
