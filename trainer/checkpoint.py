@@ -153,6 +153,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
         raise Stopped(
             f"{path}: the checkpoint is damaged or incomplete; choose an older one of the same folder"
         )
+    return read(path, device)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> State:
+    """As `load`, of a checkpoint that is known to be whole."""
     return torch.load(path / STATE, map_location=device, weights_only=True)
 
 

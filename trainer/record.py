@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer import journal as journals
-from trainer.checkpoint import Checkpoints, load
+from trainer.checkpoint import Checkpoints, read
 from trainer.decisions import Decisions
 from trainer.group import Group
 from trainer.journal import Journal
@@ -57,7 +57,7 @@ class Record:
             self.checkpoints.wait()
             newest, decisions = self.checkpoints.newest_whole(), Decisions.of(journals.read(self.folder))
         newest, decisions = self.group.share((newest, decisions))
-        return (None if newest is None else load(newest)), decisions
+        return (None if newest is None else read(newest)), decisions
 
     def decide(self, position: int, what: str, value: Any) -> None:
         """Journal a decision that holds from a position of the data on; it is on the disk when this
