@@ -133,8 +133,9 @@ def run(*arguments: str, cwd: Path, **more: str) -> Command:
 
 
 def journal(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The journal's lines of one kind."""
-    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    """The journal's lines of one kind; one that is being written is none yet."""
+    whole, _, _ = (folder / "journal.jsonl").read_text().rpartition("\n")
+    lines = [json.loads(line) for line in whole.splitlines()]
     return [line for line in lines if line["kind"] == kind]
 
 

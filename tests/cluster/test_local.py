@@ -157,7 +157,7 @@ def test_what_shows_only_later_stops_the_run_with_its_reason(folder):
 @pytest.mark.slow
 def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
     command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
-    command.wait_for("validation at step")
+    wait_for_checkpoint(folder / "runs/tiny-001")
     command.send(signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
     resume = ("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000")
