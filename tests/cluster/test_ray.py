@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import WAIT_S, Command, journal, run, user_folder
+from tests.cluster.commands import WAIT_S, Command, journal, run, user_folder, wait_for_checkpoint
 from tests.cluster.machine import Process, ports, remaining, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -106,9 +106,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would_have(folder):
         "checkpoint.every.steps=40",
     )
     command = Command("train", "tiny.yaml", *exact, cwd=folder)
-    command.wait_for("validation at step")
-    while not journal(folder / "runs/tiny-001", "checkpoint"):
-        assert command.process.poll() is None, command.output
+    wait_for_checkpoint(folder / "runs/tiny-001")
     import os
 
     os.kill(worker_of(command.family()).pid, signal.SIGKILL)
