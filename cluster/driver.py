@@ -98,7 +98,7 @@ def train(
     from trainer import provenance
 
     recipe, origin = prepared.recipe, provenance.of(prepared.plan)
-    folder, changes = _folder(recipe, origin, wish)
+    folder, changes, begins_again = _folder(recipe, origin, wish)
     with ExitStack() as stack:
         stack.enter_context(run_folder.claimed(folder))
         stack.enter_context(mirror.kept(recipe.checkpoint.mirror, folder, screen))
@@ -111,6 +111,8 @@ def train(
         if changes:
             journal.write("accepted", changes=changes)
             screen.say("\n".join(f"  accepted: {change}" for change in changes))
+        if begins_again:
+            screen.say("  no whole checkpoint there: the run begins again at its first step")
         stack.enter_context(interruptible())
         if tracking.wanted(recipe):
             stack.enter_context(_tracked(folder, screen))
@@ -175,11 +177,11 @@ def order(recipe: Recipe, folder: Path, origin: "Provenance | None" = None, prof
     return RunOrder(recipe, str(folder), make_task, origin or {}, profile)
 
 
-def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, list[str]]:
-    """The run's folder, and what of a resumed run has changed."""
+def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, list[str], bool]:
+    """The run's folder, what of a resumed run has changed, and whether that begins again."""
     if not wish.resume:
         above = mirror.highest(recipe.checkpoint.mirror, recipe.name)
-        return run_folder.create(recipe.checkpoint.dir, recipe.name, above), []
+        return run_folder.create(recipe.checkpoint.dir, recipe.name, above), [], False
     from cluster import resuming
 
     return resuming.find(recipe, origin, wish.accept)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster import mirror, run_folder
 from trainer import door, provenance, tracking
@@ -18,8 +19,16 @@ MUST_STAY = ("name", "seed", "task.use", "init", "batch.micro", "batch.lanes", "
 MOST_SHOWN = 12
 
 
-def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> tuple[Path, list[str]]:
-    """The newest run of the recipe's name, and how it differs from what it was, where that is `accepted`.
+class Found(NamedTuple):
+    """A run to go on with."""
+
+    folder: Path
+    changes: list[str]  # how it differs from what it was, where that is accepted
+    begins_again: bool  # for want of a whole checkpoint
+
+
+def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
+    """The newest run of the recipe's name.
 
     Raises:
         Refusal: there is none, it is finished, or it differs in what is not accepted.
@@ -41,7 +50,7 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> tuple[Pa
         flags = " ".join(f"--accept {what}" for what in refused)
         cure = f"--resume: goes on with what the run began with; {flags} goes on all the same"
         raise Refusal("\n".join([*_shortened(refused.values()), cure]))
-    return folder, _shortened(changed.values())
+    return Found(folder, _shortened(changed.values()), newest is None)
 
 
 def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:

@@ -89,6 +89,21 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     assert not (folder / "runs/tiny-002").exists()
 
 
+def test_a_run_without_a_whole_checkpoint_begins_again_and_says_so(folder):
+    endless = ("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000")
+    never = ("--set", "checkpoint.every.steps=1000000000")
+    command = Command(*endless, *never, cwd=folder)
+    command.wait_for("validation at step")
+    command.send(signal.SIGKILL)
+    command.wait()
+    again = Command(*endless, *never, "--resume", cwd=folder)
+    again.wait_for("validation at step")
+    again.send(signal.SIGINT)
+    again.wait()
+    assert "no whole checkpoint there: the run begins again at its first step" in again.output
+    assert [line["step"] for line in journal(folder / "runs/tiny-001", "rewind")] == [0, 0]
+
+
 def test_what_a_run_may_be_resumed_with_is_said_by_its_user(folder):
     endless = ("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000")
     mirror = ("--set", "checkpoint.mirror=copies")
