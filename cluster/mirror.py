@@ -51,16 +51,16 @@ class Mirror:
                 self._put(name)
         for name in new:
             self._put(f"{CHECKPOINTS}/{name}/{MANIFEST}")
-        for path in self._list("*"):  # parts of what was removed here while it was brought are among them
-            if (name := path.split("/")[-2]) not in here:
-                self._remove(name)
+        for name in there.keys() - here.keys():
+            self._remove(name)
 
     def pull(self) -> None:
         """Bring here what a resumed run needs: the files beside the checkpoints, and the newest whole one."""
         from trainer.checkpoint import is_whole
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in sorted(self._checkpoints(), reverse=True):
+        whole = [name for name, told in self._checkpoints().items() if told]
+        for name in sorted(whole, reverse=True):
             target = self.folder / CHECKPOINTS / name
             partial = target.with_name(f".fetching-{name}")
             shutil.rmtree(partial, ignore_errors=True)
@@ -88,13 +88,12 @@ class Mirror:
                 raise Refusal(f"{path}: is another run's; remove or rename it, or change checkpoint.mirror")
 
     def _checkpoints(self) -> dict[str, bytes]:
-        """The whole ones, by name, each with its manifest."""
-        return {path.split("/")[-2]: self.filesystem.cat_file(path) for path in self._list(MANIFEST)}
-
-    def _list(self, file: str) -> list[str]:
-        """Where each checkpoint's files of a name (or a pattern) are now."""
+        """All by name, each with its manifest: an empty one where that never came."""
         self.filesystem.invalidate_cache()
-        return [str(path) for path in self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/{file}")]
+        found = [str(path) for path in self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/*")]
+        whole = {path.split("/")[-2]: path for path in found if path.endswith(f"/{MANIFEST}")}
+        names = {path.split("/")[-2] for path in found}
+        return {name: self.filesystem.cat_file(whole[name]) if name in whole else b"" for name in names}
 
     def _put(self, name: str) -> None:
         target = f"{self.root}/{name}"
