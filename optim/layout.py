@@ -1,6 +1,6 @@
 """Where the arrays of a step lie: the pieces, their buffers, and which layer each row belongs to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -72,7 +72,7 @@ class Layout:
         if self._gathered is not None:
             self._copy(back=True)
         for piece, *_ in self._views:
-            piece.arrays.pop("g", None)  # pieces of one layer may share their arrays
+            del piece.arrays["g"]
 
     def _arrange(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
@@ -96,7 +96,8 @@ class Layout:
         if flat is None:
             for number in range(sum(small), len(layers)):
                 self._cut_layer(number, layers[number], forms[order[number]])
-        self._views = [] if flat else [self._view_of(piece) for piece in self._alone()]
+        alone = sum(small) if flat is None else len(layers)
+        self._views = [self._view_of(piece) for piece in self.pieces if piece.layer >= alone]
         self._index(layers)
 
     def _cut_buffers(self, places: Places, layers: Sequence[Layer]) -> None:
@@ -121,12 +122,8 @@ class Layout:
             piece.fixed = options
             self.pieces.append(piece)
         if form is not None:
-            self.wholes.append(Piece(number, arrays, fixed=options))
-
-    def _alone(self) -> Iterator[Piece]:
-        """The pieces of the layers that lie on their own."""
-        first = 0 if self._gathered is None else len(self._gathered.held)
-        return (piece for piece in (*self.pieces, *self.wholes) if piece.layer >= first)
+            lines = {name: x for name, x in arrays.items() if name != "g"}
+            self.wholes.append(Piece(number, lines, fixed=options))
 
     def _view_of(self, piece: Piece) -> tuple[Piece, torch.Size, tuple[int, ...], int]:
         """Which part of its layer's gradient a piece has: size, strides, and how far behind the beginning."""
