@@ -59,9 +59,9 @@ def test_gammas_that_start_at_zero_make_blocks_the_identity_and_are_trained():
 
 @pytest.mark.parametrize("optimizer", ["lamb", "momentum", "adafactor"])
 def test_channels_last_is_kept_by_weights_and_changes_rounding_only(optimizer: str):
-    rule = {"name": optimizer, "lr": 0.01}
+    # With a smaller eps LAMB takes steps of full length along gradients that are nothing but rounding.
+    rule = {"name": optimizer, "lr": 0.01} | ({"eps": 0.01} if optimizer == "lamb" else {})
     last, first = training({"channels_last": True}, optimizer=rule), training(optimizer=rule)
-    start = {name: value.clone() for name, value in first.model.state_dict().items()}
     seen: list[bool] = []
     last.model[0][1].register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
@@ -75,10 +75,8 @@ def test_channels_last_is_kept_by_weights_and_changes_rounding_only(optimizer: s
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     assert all(p.grad.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     np.testing.assert_allclose(traces[0].losses, traces[1].losses, rtol=1e-4)
-    # Not number by number: LAMB takes steps of full length along gradients that are nothing but rounding.
-    for name, value in first.model.state_dict().items():
-        difference = last.model.state_dict()[name] - value
-        assert difference.double().norm() <= 0.05 * (value - start[name]).double().norm(), name
+    for name, weight in first.model.state_dict().items():
+        torch.testing.assert_close(last.model.state_dict()[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_may_go_on_with_another_order_of_memory():
