@@ -25,8 +25,10 @@ from typing import Any
 
 from trials import Bar, judge, table
 
-from trainer import door, journal, task
-from trainer.run import RunOrder, run_worker
+from trainer import task
+from trainer.recipe import loader as door
+from trainer.run_folder import journal
+from trainer.worker import RunOrder, run_worker
 
 WARM_UP_STEPS = 6
 WRITING_STEPS = 10  # after which a checkpoint is written, with room

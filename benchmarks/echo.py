@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from data_echo import ArraySource, FactorController, Feed, InlinePreparer, Order, ParquetSource, Schedule
 from data_echo.augment import flip, normalise
-from data_echo.preparer import Workbench
+from data_echo.prepare.preparer import Workbench
 
 BATCH = 64
 CAPACITY = 4096
@@ -112,7 +112,7 @@ class Examples:
         """A pool of one actor on the last core; this process moves to the first."""
         import ray
 
-        from data_echo.pool import start_pool
+        from data_echo.prepare.ray_pool import start_pool
 
         cores = sorted(os.sched_getaffinity(0))
         ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
@@ -246,7 +246,7 @@ def wall(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     """Train with a pool of one actor."""
     import ray
 
-    from data_echo.pool import PoolPreparer
+    from data_echo.prepare.ray_pool import PoolPreparer
 
     validation, actor, load = data.validation(), data.actor(), os.getloadavg()[0]
     ray.get(actor.ready.remote())  # what the run before this one had ordered is done

@@ -29,7 +29,7 @@ import torch
 
 from data_echo import Feed, ParquetSource, Schedule
 from data_echo.images import decode
-from data_echo.pool import PoolPreparer, start_pool
+from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
 BATCH = 256
 

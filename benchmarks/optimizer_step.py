@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or its workers' CPU time would not be counted
 
 import optim
+from optim.engine.stage import Stage
 from optim.registry import rules
-from optim.stage import Stage
 
 FLAT_BARS = {
     "lamb": 1.20,

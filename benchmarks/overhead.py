@@ -31,10 +31,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from data_echo import ArraySource, InlinePreparer
-from trainer import plan as planning
-from trainer.group import Group
+from trainer.distributed.group import Group
 from trainer.loop import steps
-from trainer.recipe import Recipe
+from trainer.plan import plan as planning
+from trainer.recipe.schema import Recipe
 from trainer.task import load
 from trainer.tasks.cifar10 import MEAN, STD, Cifar10
 from trainer.tasks.digits import Digits

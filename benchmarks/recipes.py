@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from trainer import journal
+from trainer.run_folder import journal
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MEASURED = re.compile(r"^# Measured: .*\n", re.MULTILINE)

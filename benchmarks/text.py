@@ -19,8 +19,8 @@ from typing import Any
 
 from trials import Arm, Bar, Trials, Tuned, draw, judge, middle, options, spread, table
 
-from trainer import door
-from trainer import plan as planning
+from trainer.plan import plan as planning
+from trainer.recipe import loader as door
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "shakespeare.yaml"

@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer import door, journal, task
-from trainer.recipe import Recipe
-from trainer.run import RunOrder, run_worker
+from trainer import task
+from trainer.recipe import loader as door
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import journal
+from trainer.worker import RunOrder, run_worker
 
 TUNING_SEEDS = (101, 102)  # none of those reported, which count from 0
 DIVERGED = {"loss": math.inf, "accuracy": 0.0}  # what a run that diverged counts as

@@ -100,9 +100,10 @@ def train(
         click.echo(f"lockstep train {recipe}")
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
-    from cluster import driver, launch
-    from cluster import local as in_one_process
-    from cluster.screen import Screen
+    from cluster import driver
+    from cluster import local_launcher as in_one_process
+    from cluster import ray_launcher as launch
+    from cluster.console import Screen
 
     if accept and not resume:
         raise click.UsageError("--accept is for --resume")
@@ -131,7 +132,8 @@ def train(
 def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
-    from trainer import door, memory, plan
+    from trainer.plan import memory, plan
+    from trainer.recipe import loader as door
 
     resolved = driver.read(recipe, overrides)
     planned = plan.make(resolved)
@@ -144,7 +146,7 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
     click.echo(door.dump(resolved))
     click.echo("\n".join(planned.lines(memory.rows(planned))))
     if plot:
-        from trainer import plot as plots
+        from trainer.plan import plot as plots
 
         click.echo("\n".join(["", *plots.lines(planned)]))
 
@@ -155,7 +157,7 @@ def optimizers(name: str | None) -> None:
     """Show the optimizers, or all about one of them."""
     import optim
     from trainer.errors import Refusal
-    from trainer.wording import nearest
+    from trainer.recipe.messages import nearest
 
     if name is None:
         click.echo(optim.table())
@@ -170,7 +172,7 @@ def schema() -> None:
     """Print the recipe's JSON Schema, for editors."""
     import json
 
-    from trainer.recipe import Recipe
+    from trainer.recipe.schema import Recipe
 
     click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
 
@@ -180,8 +182,8 @@ def schema() -> None:
 @click.option("--port", type=int, help="Port on the loopback interface; else 5000, or a free one.")
 def ui(uri: str | None, port: int | None) -> None:
     """Open the MLflow UI on this machine."""
-    from cluster import ui
-    from cluster.screen import Screen
+    from cluster import mlflow_ui as ui
+    from cluster.console import Screen
 
     ui.serve(uri, port, Screen())
 

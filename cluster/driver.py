@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import mirror, run_folder
-from cluster.interruption import interruptible
-from cluster.screen import Screen
-from trainer import door, tracking
-from trainer import journal as journals
+from cluster.console import Screen
+from cluster.signals import interruptible
 from trainer.errors import Refusal, Stopped
-from trainer.journal import Journal, Line
-from trainer.recipe import Recipe
+from trainer.recipe import loader as door
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import journal as journals
+from trainer.run_folder.journal import Journal, Line
+from trainer.tracking import writer as tracking
 
 if TYPE_CHECKING:
-    from trainer.plan import Plan
-    from trainer.provenance import Provenance
-    from trainer.run import RunOrder
+    from trainer.plan.plan import Plan
+    from trainer.plan.provenance import Provenance
+    from trainer.worker import RunOrder
 
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 TROUBLE_PATIENCE_S = 5.0  # and for one that does not
@@ -79,7 +80,7 @@ def prepare(path: str, overrides: Sequence[str], screen: Screen) -> Prepared:
     began_at = time.monotonic()
     recipe = read(path, overrides)
     with screen.waiting("loading the task"):
-        from trainer import plan as planning
+        from trainer.plan import plan as planning
 
         plan = planning.make(recipe)
     screen.say("\n".join(f"  {line}" for line in plan.lines()))
@@ -95,7 +96,7 @@ def train(
         Stopped: the run failed; it is marked so, and the message says why.
         KeyboardInterrupt: the run was told to stop; it is marked so, and nothing of it is left running.
     """
-    from trainer import provenance
+    from trainer.plan import provenance
 
     recipe, origin = prepared.recipe, provenance.of(prepared.plan)
     folder, changes, begins_again = _folder(recipe, origin, wish)
@@ -171,7 +172,7 @@ def how_to_look(folder: Path) -> str:
 def order(recipe: Recipe, folder: Path, origin: "Provenance | None" = None, profile: int = 0) -> "RunOrder":
     """What the workers of a run are told."""
     from trainer import task
-    from trainer.run import RunOrder
+    from trainer.worker import RunOrder
 
     make_task = partial(task.make, recipe.task.use, recipe.task.with_)
     return RunOrder(recipe, str(folder), make_task, origin or {}, profile)
@@ -182,7 +183,7 @@ def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, lis
     if not wish.resume:
         above = mirror.highest(recipe.checkpoint.mirror, recipe.name)
         return run_folder.create(recipe.checkpoint.dir, recipe.name, above), [], False
-    from cluster import resuming
+    from cluster import resume as resuming
 
     return resuming.find(recipe, origin, wish.accept)
 
@@ -218,7 +219,7 @@ def _write_end(folder: Path, journal: Journal, status: str, reason: str) -> Line
 @contextmanager
 def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
     """The process that follows the run into MLflow starts now, and has a bounded time to finish later."""
-    command = [sys.executable, "-m", "trainer.tracking", str(folder), str(os.getpid())]
+    command = [sys.executable, "-m", "trainer.tracking.writer", str(folder), str(os.getpid())]
     with open(folder / run_folder.LOG, "ab") as log:
         writer = subprocess.Popen(
             command,

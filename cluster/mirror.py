@@ -13,11 +13,11 @@ from threading import Event, Thread
 from typing import Any
 
 from cluster import run_folder
-from cluster.screen import Screen
+from cluster.console import Screen
 from trainer.errors import Refusal
-from trainer.journal import FILE_NAME as JOURNAL
-from trainer.keeping import CHECKPOINTS, MANIFEST, STATE
-from trainer.tracking import MODEL, STATE_FILE
+from trainer.recipe.checkpoint import CHECKPOINTS, MANIFEST, STATE
+from trainer.run_folder.journal import FILE_NAME as JOURNAL
+from trainer.tracking.writer import MODEL, STATE_FILE
 
 BESIDE = (run_folder.RECIPE, run_folder.PLAN, STATE_FILE, MODEL, JOURNAL)  # what goes with the checkpoints
 PAUSE_S = 1.0  # between looks at the run's folder
@@ -56,7 +56,7 @@ class Mirror:
 
     def pull(self) -> None:
         """Bring here what a resumed run needs: the files beside the checkpoints, and the newest whole one."""
-        from trainer.checkpoint import is_whole
+        from trainer.run_folder.checkpoints import is_whole
 
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = [name for name, told in self._checkpoints().items() if told]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster import run_folder
-from trainer import door, journal, tracking
 from trainer.errors import Refusal
-from trainer.keeping import CHECKPOINTS
+from trainer.recipe import loader as door
+from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.run_folder import journal
+from trainer.tracking import writer as tracking
 
 UNFINISHED = "running or cut off"
 

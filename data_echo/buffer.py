@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from data_echo.errors import DataError
-from data_echo.mixing import Ints
-from data_echo.preparer import Block
+from data_echo.order.hashing import Ints
+from data_echo.prepare.preparer import Block
 
 # torch moves and views these, but cannot gather them; their bytes are kept as signed numbers.
 _KEPT_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}

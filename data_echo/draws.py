@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_echo.mixing import GAMMA, Ints, key, mix
+from data_echo.order.hashing import GAMMA, Ints, key, mix
 
 if TYPE_CHECKING:
     import torch

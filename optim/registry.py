@@ -13,8 +13,8 @@ from torch.optim.optimizer import ParamsT
 
 import optim.rules
 from optim.flattening import Flattening
-from optim.from_torch import FROM_TORCH
 from optim.rule import Rule
+from optim.torch_optimizers import FROM_TORCH
 
 _MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "engine", "flatten"}
 """Constructor arguments that say how to compute, not what."""

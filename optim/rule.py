@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optim.engine import Engine, EngineName, Reduce, chosen
+from optim.engine.chunks import Form, Layer
+from optim.engine.engine import Engine, EngineName, Reduce, chosen
+from optim.engine.layers import Roll
+from optim.engine.stage import Function, compute_dtype, stages_of
 from optim.flattening import Flattening
-from optim.pieces import Form, Layer
-from optim.roll import Roll
-from optim.stage import Function, compute_dtype, stages_of
 
 
 class Rule(Flattening):

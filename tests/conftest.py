@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.trainer.crew import Crew
+    from tests.trainer.process_group import Crew
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def crew() -> Iterator["Crew"]:
     """Three processes that form groups of one, two or three workers."""
-    from tests.trainer.crew import Crew
+    from tests.trainer.process_group import Crew
 
     processes = Crew(3)
     yield processes

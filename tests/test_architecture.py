@@ -14,10 +14,10 @@ BELOW = {  # what each package may import of the others
     "cluster": {"optim", "data_echo", "trainer"},
 }
 DOORS = {  # where each foreign library may be imported
-    "ray": {"cluster/*.py", "data_echo/pool.py"},
-    "mlflow": {"trainer/tracking.py"},
+    "ray": {"cluster/*.py", "data_echo/prepare/ray_pool.py"},
+    "mlflow": {"trainer/tracking/writer.py"},
     "deepspeed": set(),
-    "yaml": {"trainer/door.py"},
+    "yaml": {"trainer/recipe/loader.py"},
 }
 FILES = sorted(path.relative_to(ROOT) for package in BELOW for path in (ROOT / package).rglob("*.py"))
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer.compute.autotune import is_out_of_memory
+from trainer.compute.step_timer import Stopwatch
 from trainer.errors import Stopped
-from trainer.execution import is_out_of_memory
-from trainer.stopwatch import Stopwatch
 from trainer.training import Training
 
 

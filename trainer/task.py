@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.errors import Problem, RecipeError, Refusal
-from trainer.recipe import TaskSection
+from trainer.recipe.schema import TaskSection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,22 +15,23 @@ from torch import nn
 
 import optim
 from data_echo import Feed, Preparer, Schedule
-from trainer import execution, weights
-from trainer import plan as planning
-from trainer.averaging import RunningAverage
-from trainer.batch_norm import BatchNorms
-from trainer.decisions import Decisions
+from trainer.compute import autotune as execution
+from trainer.compute import initial_weights as weights
+from trainer.compute.activation_checkpointing import recompute
+from trainer.compute.autotune import Execution
+from trainer.compute.batch_norm import BatchNorms
+from trainer.compute.forward_backward import Passes
+from trainer.compute.precision import LossScale
+from trainer.compute.weight_averaging import RunningAverage
+from trainer.distributed.group import Group
+from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
 from trainer.errors import Refusal
-from trainer.execution import Execution
-from trainer.group import Group
-from trainer.lengths import Length
-from trainer.passes import Passes
-from trainer.plan import Plan
-from trainer.precision import LossScale
-from trainer.recipe import Recipe
-from trainer.recomputing import recompute
-from trainer.reduction import ExactReduction, FastReduction, Reduction
-from trainer.schedule import LearningRate
+from trainer.plan import plan as planning
+from trainer.plan.plan import Plan
+from trainer.plan.schedules import LearningRate
+from trainer.recipe.durations import Length
+from trainer.recipe.schema import Recipe
+from trainer.run_folder.decisions import Decisions
 from trainer.task import Task
 
 State = dict[str, Any]

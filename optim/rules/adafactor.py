@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.pieces import Form
+from optim.engine.chunks import Form
+from optim.engine.stage import Values, total
 from optim.rule import Rule
-from optim.stage import Values, total
 
 
 def estimate(h: Any, p: Tensor, g: Tensor, v: Tensor | None) -> Values:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optim.engine.stage import Values
 from optim.rule import Rule
-from optim.stage import Values
 
 
 def measure(h: Any, p: Tensor, g: Tensor, u: Tensor) -> Values:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optim.engine.stage import Function, Values
 from optim.rule import Rule
-from optim.stage import Function, Values
 
 
 def survey(h: Any, g: Tensor) -> Values:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optim.engine.stage import Values
 from optim.rule import Rule
-from optim.stage import Values
 
 
 def measure(h: Any, p: Tensor, g: Tensor) -> Values:

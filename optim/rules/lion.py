@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from optim.engine.stage import Values
 from optim.rule import Rule
-from optim.stage import Values
 
 
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:

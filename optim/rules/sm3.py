@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optim.pieces import Form
+from optim.engine.chunks import Form
+from optim.engine.stage import Function, Values, largest
 from optim.rule import Rule
-from optim.stage import Function, Values, largest
 
 TINY = torch.finfo(torch.float32).tiny
 """In place of an accumulator of 0, whose gradients are all 0 too: 0 / 0 = 0."""

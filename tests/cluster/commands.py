@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.cluster.machine import Process, descendants
+from tests.cluster.processes import Process, descendants
 
 RECIPE = """
 name: tiny

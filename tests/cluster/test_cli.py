@@ -97,7 +97,7 @@ def test_how_a_command_ends_is_a_message_and_an_exit_code(monkeypatch, error, co
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("trainer.door.read", fails)
+    monkeypatch.setattr("trainer.recipe.loader.read", fails)
     shown = invoke("check", "tiny.yaml")
     assert (shown.exit_code, "Traceback" in shown.output) == (code, False)
     assert message in shown.output

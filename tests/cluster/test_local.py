@@ -16,7 +16,7 @@ from tests.cluster.commands import (
     user_folder,
     wait_for_checkpoint,
 )
-from tests.cluster.machine import remaining
+from tests.cluster.processes import remaining
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from cluster import mirror
+from cluster.console import Screen
 from cluster.mirror import Mirror
-from cluster.screen import Screen
-from trainer.checkpoint import Checkpoints, load
 from trainer.errors import Refusal
-from trainer.journal import Journal
+from trainer.run_folder.checkpoints import Checkpoints, load
+from trainer.run_folder.journal import Journal
 
 
 @pytest.fixture

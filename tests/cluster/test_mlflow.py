@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import Command, journal, run, user_folder
-from tests.cluster.machine import ports, remaining
+from tests.cluster.processes import ports, remaining
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -62,7 +62,7 @@ def test_a_run_that_is_killed_outright_is_marked_by_its_writer(folder):
     command = Command(*TRACKED, "--set", "train.epochs=1000000", cwd=folder)
     command.wait_for("validation at step")
     family = command.family()
-    assert [each for each in family if "trainer.tracking" in each.command]
+    assert [each for each in family if "trainer.tracking.writer" in each.command]
     command.process.kill()
     command.wait()
     assert remaining(family, patience_s=120) == []

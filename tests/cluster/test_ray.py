@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import WAIT_S, Command, journal, run, user_folder, wait_for_checkpoint
-from tests.cluster.machine import Process, ports, remaining, until
+from tests.cluster.processes import Process, ports, remaining, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -103,7 +103,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_actors_make_the_same_blocks(cluster: Any) -> None:
-    from data_echo.pool import PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     preparer = PoolPreparer(start_pool(Task, 7, 2))
     processes = assert_same_blocks(preparer, orders())
@@ -113,7 +113,7 @@ def test_actors_make_the_same_blocks(cluster: Any) -> None:
 
 @pytest.mark.slow
 def test_killed_actors_are_restarted_and_their_orders_redone(cluster: Any) -> None:
-    from data_echo.pool import PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     preparer = PoolPreparer(start_pool(Task, 7, 2))
     processes = assert_same_blocks(preparer, orders(20), lambda alive: _kill(alive[-1]))
@@ -127,7 +127,7 @@ def _kill(process: int) -> None:
 
 @pytest.mark.slow
 def test_actors_gone_for_good_are_left_out(cluster: Any) -> None:
-    from data_echo.pool import PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     actors = start_pool(Task, 7, 2)
     preparer = PoolPreparer(actors)
@@ -139,7 +139,7 @@ def test_actors_gone_for_good_are_left_out(cluster: Any) -> None:
 
 @pytest.mark.slow
 def test_errors_come_back_from_actors(cluster: Any) -> None:
-    from data_echo.pool import PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     preparer = PoolPreparer(start_pool(partial(Task, bad=3), 7, 1))
     with pytest.raises(ExampleError, match="train: example 3: ValueError: bad number") as caught:
@@ -153,7 +153,7 @@ def test_errors_come_back_from_actors(cluster: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("actors", "workers"), [(1, 1), (2, 3), (3, 2)])
 def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: int) -> None:
-    from data_echo.pool import PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     schedule, inline = Schedule(EXAMPLES, 6, 8, 2, 128, 1), InlinePreparer(Task(), 7)
     pool, position = start_pool(Task, 7, actors), 1000  # as after a resume
@@ -180,7 +180,7 @@ def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: 
 
 @pytest.mark.slow
 def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
-    from data_echo.pool import Growth, PoolPreparer, start_pool
+    from data_echo.prepare.ray_pool import Growth, PoolPreparer, start_pool
 
     make_task = partial(Task, pause_s=0.002)
     growth = Growth("elastic", 3, make_task, 7, window_s=0.3)
@@ -207,7 +207,7 @@ def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
 
 @pytest.mark.slow
 def test_pool_processes_start_without_torch(cluster: Any) -> None:
-    from data_echo.pool import start_pool
+    from data_echo.prepare.ray_pool import start_pool
 
     actor = start_pool(dict, 7, 1)[0]
     loaded = cluster.get(actor.__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_echo import DataError, MicroBatch, Schedule, order_lines
-from data_echo.schedule import LaneReader
+from data_echo.order.schedule import LaneReader
 
 FACTORS = st.sampled_from([1, 1.1, 1.25, 1.5, 2, 2.6, 3, 4, Fraction(7, 3)])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_echo import Feed, InlinePreparer, ProcessPreparer, Schedule
-from data_echo.preparer import Preparer
+from data_echo.prepare.preparer import Preparer
 from tests.data_echo.pool_task import HEAVY_BYTES, Heavy
 
 CAPACITY, LANES, MICRO, DEPTH = 1024, 4, 64, 6
@@ -36,7 +36,7 @@ def preparer_of(kind: str) -> Iterator[tuple[Preparer, Any]]:
             processes.close()
     else:
         ray = pytest.importorskip("ray")
-        from data_echo.pool import PoolPreparer, start_pool
+        from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
         ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
         try:

@@ -214,8 +214,8 @@ def test_arrays() -> None:
 
 
 def test_of_large_arrays_rows_evenly_spread_are_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_echo.source._HASHED_BYTES", 80)
-    monkeypatch.setattr("data_echo.source._HASHED_AT_ONCE", 24)
+    monkeypatch.setattr("data_echo.sources.source._HASHED_BYTES", 80)
+    monkeypatch.setattr("data_echo.sources.source._HASHED_AT_ONCE", 24)
     x = np.arange(200, dtype=np.int64)
     changed, before = [], ArraySource({"x": x}).fingerprint()
     for row in range(200):

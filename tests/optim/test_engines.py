@@ -61,7 +61,7 @@ def test_a_compiled_table_agrees():
 
 
 def test_without_a_compiler_the_compiled_engine_goes_in_blocks(monkeypatch):
-    monkeypatch.setattr("optim.engine.has_compiler", lambda device: False)
+    monkeypatch.setattr("optim.engine.engine.has_compiler", lambda device: False)
     compiled, rows = trained("lamb", "compiled", True), trained("lamb", "rows", True)
     assert all(torch.equal(p, q) for p, q in zip(compiled[1], rows[1], strict=True))
 
@@ -71,17 +71,19 @@ def test_where_compiling_fails_tables_go_in_blocks(monkeypatch):
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr("torch.compile", lambda function, backend: fails)
-    optim.compiler.compiled.cache_clear()
+    optim.engine.compiler.compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no such instruction"):
             compiled = trained("lamb", "compiled", True)
     finally:
-        optim.compiler.compiled.cache_clear()
+        optim.engine.compiler.compiled.cache_clear()
     agree("lamb", compiled, trained("lamb", "tensor", False))
 
 
 def test_small_models_never_compile(monkeypatch):
-    monkeypatch.setattr("optim.engine.has_compiler", lambda device: pytest.fail("asked for a compiler"))
+    monkeypatch.setattr(
+        "optim.engine.engine.has_compiler", lambda device: pytest.fail("asked for a compiler")
+    )
     trained("lamb", "auto", True)
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optim.program import ARRAY, LINE, NUMBER, SMALL, program_of
-from optim.stage import Stage, largest, total
+from optim.engine.stage import Stage, largest, total
+from optim.engine.tracer import ARRAY, LINE, NUMBER, SMALL, program_of
 from tests.optim import cases
 
 NUMBERS = {
@@ -135,7 +135,7 @@ def test_blocks_may_end_anywhere(name, options, flatten, monkeypatch):
         return cases.train(optimizer, gradients, rates)
 
     whole = trained("tensor")
-    monkeypatch.setattr("optim.pieces.SMALL", 2048)
-    monkeypatch.setattr("optim.pieces.BLOCK_BYTES", 4 * 8 * 1024 // torch.get_num_threads())
+    monkeypatch.setattr("optim.engine.chunks.SMALL", 2048)
+    monkeypatch.setattr("optim.engine.chunks.BLOCK_BYTES", 4 * 8 * 1024 // torch.get_num_threads())
     for p, q in zip(trained("rows"), whole, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)

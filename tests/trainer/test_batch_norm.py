@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.batch_norm import BatchNorms, GroupBatchNorm
+from trainer.compute.batch_norm import BatchNorms, GroupBatchNorm
 
 CPU = torch.device("cpu")
 

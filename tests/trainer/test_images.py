@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.spine import CLASSES, EXAMPLES, SpineTask, Trace, follow, ready, recipe
-from trainer import plan
+from tests.trainer.reproducibility import CLASSES, EXAMPLES, SpineTask, Trace, follow, ready, recipe
+from trainer.plan import plan
 from trainer.training import Training
 
 

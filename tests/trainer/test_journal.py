@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.journal import FILE_NAME, Journal, Tail, follow, read
+from trainer.run_folder.journal import FILE_NAME, Journal, Tail, follow, read
 
 RESERVED = {"NaN", "Infinity", "-Infinity"}
 texts = st.text().filter(lambda text: text not in RESERVED)
@@ -110,7 +110,7 @@ def test_tail_gives_each_line_once_and_waits_for_the_end_of_a_line(tmp_path):
 
 
 def test_steps_are_gathered_and_everything_else_goes_out_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.journal.FLUSH_INTERVAL_S", math.inf)
+    monkeypatch.setattr("trainer.run_folder.journal.FLUSH_INTERVAL_S", math.inf)
     journal = Journal(tmp_path)
     journal.write("stage", name="ready")
     journal.write("step", step=1)
@@ -145,7 +145,7 @@ def test_follow_sees_lines_as_they_come_and_drains_the_file_after_stop(tmp_path)
 
 
 def test_steps_go_out_when_their_time_has_come(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.journal.FLUSH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("trainer.run_folder.journal.FLUSH_INTERVAL_S", 0.0)
     journal = Journal(tmp_path)
     journal.write("step", step=1)
     assert [line["kind"] for line in read(tmp_path)] == ["step"]
@@ -190,7 +190,8 @@ def test_two_processes_append_whole_lines_and_the_end_of_a_process_flushes(tmp_p
 
 
 def test_a_killed_process_loses_no_decision(tmp_path):
-    code = "import sys, os, signal; from trainer.journal import Journal; journal = Journal(sys.argv[1]);"
+    code = "import sys, os, signal; from trainer.run_folder.journal import Journal;"
+    code += " journal = Journal(sys.argv[1]);"
     code += (
         "journal.write('step', step=1); journal.decide(8, 'stop', True); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.spine import SpineTask, recipe
-from trainer import memory, plan
+from tests.trainer.reproducibility import SpineTask, recipe
+from trainer.plan import memory, plan
 
 
 def kept_by_a_real_pass(task, micro: int) -> int:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_echo import ArraySource
-from trainer import door, plan
 from trainer.errors import RecipeError
-from trainer.recipe import Recipe
+from trainer.plan import plan
+from trainer.recipe import loader as door
+from trainer.recipe.schema import Recipe
 
 
 class Points:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.test_plan import Points, recipe
-from trainer import plan, plot
-from trainer.schedule import LearningRate
+from trainer.plan import plan, plot
+from trainer.plan.schedules import LearningRate
 
 GROWING = "batch.growth={shape: multiply, at: [{epochs: 5}], factor: 4}"
 

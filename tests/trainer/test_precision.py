@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.trainer.crew import Crew
-from tests.trainer.spine import SpineTask, Trace, follow, ready, recipe
-from trainer import execution, journal, precision
-from trainer.precision import LossScale
-from trainer.recipe import Recipe
-from trainer.run import RunOrder, run_worker
+from tests.trainer.process_group import Crew
+from tests.trainer.reproducibility import SpineTask, Trace, follow, ready, recipe
+from trainer.compute import autotune as execution
+from trainer.compute import precision
+from trainer.compute.precision import LossScale
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import journal
+from trainer.worker import RunOrder, run_worker
 
 
 def half(kind: str = "fp16", **changes: Any) -> Recipe:
@@ -89,7 +91,7 @@ def test_the_gradient_is_clipped_at_its_own_norm_and_not_at_the_scaled_one():
 
 
 def test_an_update_that_overflows_is_skipped_and_everything_else_goes_on():
-    training = ready(half(task={"use": "tests.trainer.spine:SpineTask", "with": {"gain": 1000.0}}))
+    training = ready(half(task={"use": "tests.trainer.reproducibility:SpineTask", "with": {"gain": 1000.0}}))
     before: dict[str, torch.Tensor] = {}
     skipped = 0
     scale = 2.0**16 / 16

@@ -5,9 +5,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.trainer.spine import SpineTask, recipe
-from trainer import journal
-from trainer.run import RunOrder, run_worker
+from tests.trainer.reproducibility import SpineTask, recipe
+from trainer.run_folder import journal
+from trainer.worker import RunOrder, run_worker
 
 RECIPE = recipe(train={"epochs": 4})
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data_echo import ArraySource
-from tests.trainer.spine import SpineTask, recipe
-from trainer import plan, provenance
+from tests.trainer.reproducibility import SpineTask, recipe
+from trainer.plan import plan, provenance
 
-TASK = "from tests.trainer.spine import SpineTask\n\n\nclass Mine(SpineTask):\n    pass\n"
+TASK = "from tests.trainer.reproducibility import SpineTask\n\n\nclass Mine(SpineTask):\n    pass\n"
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.group import Group
-from trainer.reduction import ExactReduction, FixedPointSum, _buckets
+from trainer.distributed.group import Group
+from trainer.distributed.reduction import ExactReduction, FixedPointSum, _buckets
 
 ALONE = Group()
 finite = st.floats(-(2.0**30), 2.0**30, width=32)
@@ -70,8 +70,8 @@ def test_buckets_cover_the_buffer_once_from_its_end(sizes, bucket_bytes):
     parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
     flat = Flat(parameters)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.reduction.FIRST_BUCKET_BYTES", bucket_bytes // 2)
-        patch.setattr("trainer.reduction.BUCKET_BYTES", bucket_bytes)
+        patch.setattr("trainer.distributed.reduction.FIRST_BUCKET_BYTES", bucket_bytes // 2)
+        patch.setattr("trainer.distributed.reduction.BUCKET_BYTES", bucket_bytes)
         buckets, bucket_of = _buckets(flat, parameters)
     for number, bucket in enumerate(buckets, start=1):
         bucket += number

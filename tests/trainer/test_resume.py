@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.crew import Crew
-from tests.trainer.spine import Trace, leg, recipe, trace
+from tests.trainer.process_group import Crew
+from tests.trainer.reproducibility import Trace, leg, recipe, trace
 
 EPOCHS = 4
 RECIPES = {
@@ -19,7 +19,7 @@ RECIPES = {
         batch={"shuffle": {"block": 9, "window": 4}}, train={"epochs": EPOCHS}
     ),
     "lamb, fp16, losses that overflow at first": recipe(
-        task={"use": "tests.trainer.spine:SpineTask", "with": {"gain": 500.0}},
+        task={"use": "tests.trainer.reproducibility:SpineTask", "with": {"gain": 500.0}},
         train={"epochs": EPOCHS, "precision": "fp16"},
     ),
     "adamw, no echo": recipe(

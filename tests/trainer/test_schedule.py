@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer import door
-from trainer.recipe import Recipe
-from trainer.schedule import LearningRate, Stages, in_examples, scaled
+from trainer.plan.schedules import LearningRate, Stages, in_examples, scaled
+from trainer.recipe import loader as door
+from trainer.recipe.schema import Recipe
 
 LR = 0.3
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.trainer.crew import Crew
-from tests.trainer.spine import recipe, trace
-from tests.trainer.test_spine import assert_same_bits, together
+from tests.trainer.process_group import Crew
+from tests.trainer.reproducibility import recipe, trace
+from tests.trainer.test_reproducibility import assert_same_bits, together
 
 GROWTHS = {
     "multiply": {"shape": "multiply", "at": [{"epochs": 1}, {"epochs": 3}], "factor": 2, "max": 120},

@@ -10,7 +10,7 @@ import pytest
 
 from trainer import task
 from trainer.errors import RecipeError, Refusal
-from trainer.recipe import TaskSection
+from trainer.recipe.schema import TaskSection
 
 WHOLE = """
 class Mine:

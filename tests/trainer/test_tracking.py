@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import door, tracking
 from trainer.errors import Refusal
-from trainer.journal import Journal, read
+from trainer.recipe import loader as door
+from trainer.run_folder.journal import Journal, read
+from trainer.tracking import writer as tracking
 
 RECIPE = """
 name: tiny
@@ -316,7 +317,7 @@ def test_a_model_that_is_no_graph_leaves_its_weights_and_says_so(database, tmp_p
 
 def start_writer(folder: Path, parent: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.tracking", str(folder), str(parent)], cwd=folder.parent
+        [sys.executable, "-m", "trainer.tracking.writer", str(folder), str(parent)], cwd=folder.parent
     )
 
 

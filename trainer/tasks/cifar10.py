@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_echo.images import decode
-from data_echo.parquet import ParquetSource
+from data_echo.sources.parquet import ParquetSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,0 +1,86 @@
+"""The MLflow UI: a server on the loopback interface, for as long as the command runs."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.console import Screen
+from cluster.signals import interruptible
+from trainer.errors import Refusal, Stopped
+from trainer.tracking import writer as tracking
+
+USUAL_PORT = 5000
+STARTING_S = 120.0
+SERVER = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nobody asked for a process that runs code on request
+}
+
+
+def serve(uri: str | None, port: int | None, screen: Screen) -> None:
+    """Serve the runs at `uri` (default: as for training) until Ctrl-C."""
+    uri = tracking.resolved(uri)
+    if uri.startswith("http"):
+        screen.say(f"the runs are on a server that has its UI at {tracking.shown(uri)}")
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.exists():
+        raise Refusal(f"{file}: there is no such database; go to the folder that the runs were started from")
+    port = port or _free_port()
+    with interruptible(), _server(uri, port, screen) as server:
+        screen.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+        server.wait()
+
+
+@contextmanager
+def _server(uri: str, port: int, screen: Screen) -> Iterator[subprocess.Popen]:
+    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | tracking.QUIET_MLFLOW | SERVER,
+            start_new_session=True,  # so that its own children can be ended with it
+        )
+        try:
+            with screen.waiting("starting the MLflow server"):
+                if not _answers(server, port):
+                    log.seek(0)
+                    raise Stopped(f"the MLflow server did not start:\n{log.read().strip()}")
+            yield server
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait()
+
+
+def _answers(server: subprocess.Popen, port: int) -> bool:
+    """Wait until the server answers; False when it ends or takes too long."""
+    began_at = time.monotonic()
+    while server.poll() is None and time.monotonic() - began_at < STARTING_S:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.2)
+    return False
+
+
+def _free_port() -> int:
+    """The usual port when it is free, else any that is."""
+    for wanted in (USUAL_PORT, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise Stopped("no port of this machine is free")

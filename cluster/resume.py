@@ -1,0 +1,82 @@
+"""Which run is gone on with, and whether it still is what it was: its recipe, its code and its data."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster import mirror, run_folder
+from trainer.errors import Refusal
+from trainer.plan import provenance
+from trainer.plan.provenance import Provenance
+from trainer.recipe import loader as door
+from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import journal as journals
+from trainer.run_folder.checkpoints import Checkpoints, manifest
+from trainer.tracking import writer as tracking
+
+MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is computed
+MUST_STAY = ("name", "seed", "task.use", "init", "batch.micro", "batch.lanes", "optimizer.name", "echo")
+"""A checkpoint's numbers mean something else under other values: its place in the data, its state."""
+MOST_SHOWN = 12
+
+
+class Found(NamedTuple):
+    """A run to go on with."""
+
+    folder: Path
+    changes: list[str]  # how it differs from what it was, where that is accepted
+    begins_again: bool  # for want of a whole checkpoint
+
+
+def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
+    """The newest run of the recipe's name.
+
+    Raises:
+        Refusal: there is none, it is finished, or it differs in what is not accepted.
+    """
+    if recipe.checkpoint.mirror is not None:
+        mirror.bring(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
+    folder = run_folder.newest(recipe.checkpoint.dir, recipe.name)
+    if (end := journals.last(folder)) and end["kind"] == "end" and end["status"] == "FINISHED":
+        raise Refusal(
+            f"--resume: {run_folder.near(folder)} is finished; leave --resume out to start a new run"
+        )
+    changed = {"recipe": _recipe_changes(folder, recipe)}
+    newest = Checkpoints(folder / CHECKPOINTS, keep=1).newest_whole()
+    before = manifest(newest) if newest else {}
+    for what in ("code", "data"):
+        changed[what] = provenance.differences(before, now, what)
+    refused = {what: lines for what, lines in changed.items() if lines and what not in accepted}
+    if refused:
+        flags = " ".join(f"--accept {what}" for what in refused)
+        cure = f"--resume: goes on with what the run began with; {flags} goes on all the same"
+        raise Refusal("\n".join([*_shortened(refused.values()), cure]))
+    return Found(folder, _shortened(changed.values()), newest is None)
+
+
+def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
+    """A line per key with another value; Refusal for those under which no checkpoint can be gone on with."""
+    stored = folder / run_folder.RECIPE
+    before = tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
+    now = tracking.flat(recipe.model_dump(mode="json", by_alias=True))
+    changed = {
+        key: f"{key}: is {now.get(key)}, and the run began with {before.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in MAY_CHANGE
+    }
+    lost = [line for key, line in changed.items() if f"{key}.".startswith(tuple(f"{k}." for k in MUST_STAY))]
+    if lost:
+        cure = "--resume: a checkpoint means nothing under these; start a new run without --resume"
+        raise Refusal(
+            "\n".join([*lost, f"{cure}, from its weights with init.from={folder.name} if you like"])
+        )
+    return list(changed.values())
+
+
+def _shortened(groups: Iterable[list[str]]) -> list[str]:
+    shown = []
+    for lines in groups:
+        more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+        shown += lines[:MOST_SHOWN] + more
+    return shown

@@ -1,0 +1,73 @@
+"""Tar shards in the WebDataset layout: files of one example lie together and share a name up to its first
+dot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_echo.sources.files import FileSet, Stretches
+from data_echo.sources.tar_index import ShardIndex, indexed
+
+
+class TarSource:
+    """Examples of tar shards, by number; each shard's headers are read once on a machine (see `indexed`).
+
+    An example is {"__key__": name, ending: bytes, ...}, for example {"__key__": "000017", "jpg": ..., "cls":
+    ...}.
+
+    Args:
+        files: a folder, a pattern (`data/train-*.tar`), a file, or several; local paths or fsspec addresses.
+            Not compressed: random access needs plain tar.
+        cache_bytes: what is fetched from an address is kept in memory up to this. For shards much larger than
+            that, let the schedule deal blocks of rows (`batch.shuffle` in a recipe).
+
+    Raises:
+        DataError: there is no such file, or it is no plain tar.
+    """
+
+    def __init__(self, files: str | Path | Sequence[str | Path], *, cache_bytes: int = 2**30) -> None:
+        self._shards = FileSet(files, ".tar")
+        self._indices = [indexed(self._shards, name) for name in self._shards.names]
+        self._ends = np.cumsum([len(index) for index in self._indices])
+        self._cache_bytes = cache_bytes
+        self._bytes = Stretches(cache_bytes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, shard, row = self._place(index)
+        example: dict[str, Any] = {"__key__": shard.key(row)}
+        for ending, offset, size in shard.files(row):
+            example[ending] = self._bytes.read(name, offset, size)
+        return example
+
+    def origin(self, index: int) -> str:
+        """`shard:key`."""
+        name, shard, row = self._place(index)
+        return f"{name}:{shard.key(row)}"
+
+    def rows_together(self) -> int:
+        """Examples of the largest shard, where shards at an address do not fit into the cache."""
+        remote = [name for name in self._shards.names if "://" in name]
+        fits = sum(map(self._shards.size, remote)) <= self._cache_bytes
+        return 1 if fits else max(map(len, self._indices))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shards with sizes and examples, and a hash of the index."""
+        digest = hashlib.sha256(b"".join(index.digest() for index in self._indices))
+        shards = self._shards.described([len(index) for index in self._indices])
+        return {"files": shards, "rows": len(self), "hash": digest.hexdigest()}
+
+    def _place(self, index: int) -> tuple[str, ShardIndex, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"shards: example {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        found = self._indices[shard]
+        return self._shards.names[shard], found, index - int(self._ends[shard]) + len(found)

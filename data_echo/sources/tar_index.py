@@ -1,0 +1,113 @@
+"""Where the examples of a tar shard are: found by reading its headers, once on a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from contextlib import suppress
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from data_echo.errors import DataError
+from data_echo.order.hashing import Ints
+from data_echo.sources.files import FileSet
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The examples of one shard, in the order of their first files.
+
+    Attributes:
+        keys: bytes [examples]: the name that an example's files share.
+        starts: int64 [examples + 1]: each example's first file, and behind its last one the next's.
+        endings: bytes [files].
+        places: int64 [files, 2]: offset and bytes within the shard.
+    """
+
+    keys: np.ndarray
+    starts: Ints
+    endings: np.ndarray
+    places: Ints
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        """The name of an example."""
+        return os.fsdecode(bytes(self.keys[row]))
+
+    def files(self, row: int) -> list[tuple[str, int, int]]:
+        """An example's files: ending, offset, bytes."""
+        these = slice(self.starts[row], self.starts[row + 1])
+        names = [os.fsdecode(bytes(ending)) for ending in self.endings[these]]
+        return [(name, *place) for name, place in zip(names, self.places[these].tolist(), strict=True)]
+
+    def digest(self) -> bytes:
+        """A hash of all of it."""
+        digest = hashlib.sha256()
+        for array in astuple(self):
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.digest()
+
+
+def indexed(files: FileSet, name: str) -> ShardIndex:
+    """The index of a shard, from this machine's cache where it is known.
+
+    It is kept in `$XDG_CACHE_HOME/lockstep/shards`, by default `~/.cache/lockstep/shards`, under the shard's
+    name, size and time of change, so an index never outlives its shard. Where that folder cannot be written
+    the headers are read each time.
+
+    Raises:
+        DataError: the file is no plain tar.
+    """
+    version = files.version(name)
+    if version is None:
+        return _read(files, name)
+    kept = _folder() / f"{hashlib.sha256(version.encode()).hexdigest()}.npz"
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            return ShardIndex(*(arrays[field.name] for field in fields(ShardIndex)))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        index = _read(files, name)
+    _keep(index, kept)
+    return index
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lockstep" / "shards"
+
+
+def _keep(index: ShardIndex, path: Path) -> None:
+    """Write an index at once or not at all: other processes may be reading, or writing the same."""
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / "index.npz"
+            np.savez(draft, **{field.name: getattr(index, field.name) for field in fields(index)})
+            draft.replace(path)
+
+
+def _read(files: FileSet, name: str) -> ShardIndex:
+    examples: dict[str, list[tuple[str, int, int]]] = {}
+    try:
+        with files.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    found = examples.setdefault(f"{folder}/{stem}" if folder else stem, [])
+                    found.append((ending, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise DataError(f"shards: {name}: {error}; a whole, uncompressed tar file") from None
+    rows = [row for found in examples.values() for row in found]
+    return ShardIndex(
+        np.array([os.fsencode(key) for key in examples], np.bytes_),
+        np.cumsum([0, *map(len, examples.values())]),
+        np.array([os.fsencode(ending) for ending, _, _ in rows], np.bytes_),
+        np.array([place for _, *place in rows], np.int64).reshape(-1, 2),
+    )

@@ -1,0 +1,265 @@
+"""How the arrays of layers are cut into the pieces that one call of a stage works on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from optim.engine.stage import compute_dtype, is_option
+from optim.engine.tracer import ARRAY, LINE
+from optim.flat import ROW, Places, is_dense, rows_of
+
+BLOCK_BYTES = 2**22
+"""Of a block of a core without a compiler: all that a rule reads, writes and keeps, as a core's part of a
+cache may hold it. Smaller blocks cost more in calls than they save in memory's time."""
+
+SMALL = 2**17
+"""Numbers below which a layer is not worth calls of its own without a compiler."""
+
+TABLE_ROWS = 16
+"""Rows from which a call of compiled code is worth its overhead."""
+
+EngineName = Literal["auto", "tensor", "rows", "compiled"]
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a rule looks at a tensor whose dimensions matter to it.
+
+    `views` are the shapes in which it sees arrays, "p" standing for all that are like the parameter;
+    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone.
+    """
+
+    views: Mapping[str, tuple[int, ...]]
+    scratch: Mapping[str, tuple[int, ...]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Shapes(Protocol):
+    """What a rule says of arrays' shapes."""
+
+    @property
+    def layer_states(self) -> tuple[str, ...]:
+        """States of one number."""
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """What stages leave for others, like the parameter."""
+
+    def form(self, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+        """How the rule looks at a tensor; None where each number stands by itself."""
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Layers of one group at the same step: they share their numbers. `number` counts cohorts from 0."""
+
+    number: int
+    step: int
+    numbers: dict[str, Any] = field(default_factory=dict)
+    options: tuple[Any, ...] = ()
+
+    def take(self, numbers: dict[str, Any]) -> None:
+        """Go on with the numbers of another step."""
+        self.numbers = numbers
+        self.options = tuple(value for value in numbers.values() if is_option(value))
+
+
+@dataclass(slots=True)
+class Layer:
+    """One parameter that takes part in a step, with its state; between steps without its gradient."""
+
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    cohort: Cohort
+    shapes: Shapes
+
+    def tensors(self) -> Arrays:
+        """The states that are tensors."""
+        return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+
+    def like_parameter(self) -> Arrays:
+        """Parameter, gradient and the states that are not one number; all alike where there is no form."""
+        p = self.parameter.detach()
+        states = {name: x for name, x in self.tensors().items() if name not in self.shapes.layer_states}
+        return {"p": p, "g": self.gradient.detach(), **states}
+
+    def form(self) -> Form | None:
+        """How the rule looks at this layer."""
+        p = self.parameter
+        alike = [x for x in self.like_parameter().values() if x.shape == p.shape]
+        contiguous = all(x.is_contiguous() for x in alike)
+        return self.shapes.form(self.cohort.numbers, p.shape, contiguous)
+
+
+def is_small(layer: Layer, engine: EngineName) -> bool:
+    """Whether a layer alone is not worth its calls, so that it is better taken together with others."""
+    return layer.parameter.numel() < (TABLE_ROWS * ROW if engine == "compiled" else SMALL)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Arrays for one call of a stage.
+
+    Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows,
+    1024] of layers from there on, each with its number of rows here: a sum for each row; its `columns` are
+    those `rows` of numbers that were made for all tables. `fixed` is what a rule of dimensions knows of this
+    piece. `compiled` says that a call of compiled code is worth its overhead; `goes_on` names the arrays that
+    pieces before it have begun to fill.
+    """
+
+    layer: int
+    arrays: Arrays
+    spans: tuple[int, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    goes_on: frozenset[str] = frozenset()
+    rows: slice | None = None
+    columns: Arrays = field(default_factory=dict)
+    calls: dict[Any, Any] = field(default_factory=dict)
+    kinds: tuple[tuple[str, int], ...] | None = field(init=False)
+    """What each array is for a program, by name."""
+    shape: str = field(init=False)
+    """ "table", "line" where arrays have one dimension, else "whole"."""
+
+    def __post_init__(self) -> None:
+        p = self.arrays["p"]
+        self.shape = "table" if self.spans else "line" if p.dim() == 1 else "whole"
+        if all(x.dtype == compute_dtype(p) for x in self.arrays.values()):
+            self.kinds = tuple((n, ARRAY if x.shape == p.shape else LINE) for n, x in self.arrays.items())
+        else:
+            self.kinds = None
+
+
+def block_numbers(device: torch.device, arrays: int) -> int:
+    """Numbers per block of so many arrays: on a CPU what its cores' caches hold beside what is kept in
+    between, elsewhere enough to keep a device busy.
+    """
+    return BLOCK_BYTES // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
+
+
+def whole(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+    """A layer in one piece, each tensor in its own shape."""
+    yield Piece(number, arrays)
+
+
+def whole_compiled(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+    """A layer in one piece, in compiled code unless it is small."""
+    yield Piece(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
+
+
+def slabs(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+    """A layer whose dimensions matter, cut along the first; what has size 1 there is in every piece."""
+    p = arrays["p"]
+    length = len(p) if p.dim() else 1
+    size = max(1, block * length // p.numel())
+    if size >= length:
+        yield Piece(number, arrays)
+        return
+    shared = frozenset(name for name, x in arrays.items() if len(x) != length)
+    for start in range(0, length, size):
+        part = {name: x if name in shared else x[start : start + size] for name, x in arrays.items()}
+        yield Piece(number, part, goes_on=shared if start else frozenset())
+
+
+def blocks(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+    """A layer in blocks, where its arrays agree in their order of memory; else whole."""
+    lines = _lines(arrays)
+    if lines is None:
+        yield Piece(number, arrays)
+        return
+    numel = lines["p"].numel()
+    size = ROW * _even(rows_of(numel), block // ROW)
+    for start in range(0, numel, size):
+        yield Piece(number, {name: x[start : start + size] for name, x in lines.items()})
+
+
+def _even(rows: int, block: int) -> int:
+    """Rows of blocks that are all about as long as the given one."""
+    return -(-rows // max(1, round(rows / block)))
+
+
+def table_and_tail(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+    """A layer as a table of its full rows and the rest behind them; in blocks where it allows no table."""
+    lines = _lines(arrays)
+    if lines is None:
+        yield from blocks(number, arrays, block)
+        return
+    rows = lines["p"].numel() // ROW
+    if rows:
+        table = {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}
+        yield Piece(number, table, (rows,), compiled=True)
+    if rows * ROW < lines["p"].numel():
+        yield Piece(number, {name: x[rows * ROW :] for name, x in lines.items()})
+
+
+def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
+    """Layers that lie in buffers as few tables: one for each run of neighbours of equal options."""
+    at = 0
+    for _, run in groupby(_neighbours(layers, flat), key=lambda pair: pair[0]):
+        members = [layer for _, layer in run]
+        buffer, start, _ = flat.place(members[0].parameter)
+        spans = tuple(rows_of(layer.parameter.numel()) for layer in members)
+        end = start + sum(spans) * ROW
+        held = [name for name in buffers if name not in layers[0].state or name in members[0].state]
+        yield Piece(at, {name: buffers[name][buffer][start:end].view(-1, ROW) for name in held}, spans)
+        at += len(members)
+
+
+def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
+    """A table in blocks: small layers as smaller tables, each other one by itself without its padding."""
+    number, row = table.layer, 0
+    block = block_numbers(table.arrays["p"].device, len(table.arrays))
+    members = layers[number : number + len(table.spans)]
+    for small, run in groupby(members, key=lambda layer: is_small(layer, "rows")):
+        for together in [list(run)] if small else [[layer] for layer in run]:
+            spans = table.spans[number - table.layer :][: len(together)]
+            arrays = {name: x[row : row + sum(spans)] for name, x in table.arrays.items()}
+            if len(together) == 1:
+                numel = together[0].parameter.numel()
+                yield from blocks(number, {name: x.view(-1)[:numel] for name, x in arrays.items()}, block)
+            else:
+                yield from _smaller_tables(Piece(number, arrays, spans), block)
+            number, row = number + len(together), row + sum(spans)
+
+
+def _smaller_tables(table: Piece, block: int) -> Iterator[Piece]:
+    """A table in blocks of rows, wherever layers end."""
+    layer_of_row = [n for n, rows in enumerate(table.spans, start=table.layer) for _ in range(rows)]
+    size = _even(len(layer_of_row), block // ROW)
+    for start in range(0, len(layer_of_row), size):
+        held = layer_of_row[start : start + size]
+        spans = tuple(len(list(rows)) for _, rows in groupby(held))
+        yield Piece(held[0], {name: x[start : start + size] for name, x in table.arrays.items()}, spans)
+
+
+def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[Any, ...], Layer]]:
+    """Each layer with what it shares with those that can stand in one table with it."""
+    run, expected = 0, 0
+    for layer in layers:
+        buffer, start, numel = flat.place(layer.parameter)
+        run += start != expected
+        expected = start + rows_of(numel) * ROW
+        yield (buffer, run, layer.cohort.options, tuple(layer.state)), layer
+
+
+def _lines(arrays: Arrays) -> Arrays | None:
+    """Arrays as 1-D views in their common order of memory, if they have one."""
+    p = arrays["p"]
+    if not is_dense(p) or any(x.stride() != p.stride() for x in arrays.values()):
+        return None
+    return {name: x.as_strided((x.numel(),), (1,)) for name, x in arrays.items()}
+
+
+Cut = Callable[[int, Arrays, int], Iterator[Piece]]
+
+CUTS: dict[str, Cut] = {"tensor": whole, "rows": blocks, "compiled": table_and_tail}
+"""How each engine cuts a layer of which each number stands by itself."""
+
+CUTS_BY_DIMENSIONS: dict[str, Cut] = {"tensor": whole, "rows": slabs, "compiled": whole_compiled}
+"""How each engine cuts a layer whose dimensions matter."""

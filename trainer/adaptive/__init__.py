@@ -1,0 +1,1 @@
+"""What does a run decide from its own measurements? Every decision is journalled and replayed."""

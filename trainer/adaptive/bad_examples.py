@@ -1,0 +1,35 @@
+"""Bad examples that were left out: told once, counted over all workers, and not without end."""
+
+from __future__ import annotations
+
+from data_echo import Preparer
+from trainer.distributed.group import Group
+from trainer.errors import Stopped
+from trainer.recorder import Record
+
+
+class SkippedExamples:
+    """The examples that could not be prepared and that another one stood in for; more than `most` stop the
+    run.
+    """
+
+    def __init__(self, most: int, preparer: Preparer, group: Group):
+        self.most, self.preparer, self.group = most, preparer, group
+        self.known: dict[tuple[str, int], str] = {}  # (split, index) of each, and what was wrong with it
+
+    def after_step(self, record: Record) -> None:
+        """Gather what is new on any worker. Raises Stopped, on all of them, when there are too many."""
+        if not self.most:  # then the first bad example has stopped the run
+            return
+        tally = self.preparer.tally.skipped
+        mine = {key: str(error) for key, error in tally.items() if key not in self.known}
+        for found in self.group.gather(mine):
+            for (split, index), reason in found.items():
+                if (split, index) not in self.known:
+                    record.write("skipped", split=split, index=index, reason=reason)
+            self.known |= found
+        if len(self.known) > self.most:
+            raise Stopped(
+                f"{len(self.known)} bad examples were left out, and task.skip_bad allows {self.most}; "
+                f"the last: {next(reversed(self.known.values()))}"
+            )

@@ -1,0 +1,1 @@
+"""How does one worker compute its part of a step, and the metrics of a split?"""

@@ -1,0 +1,86 @@
+"""Metrics over a whole split, its examples shared out over the workers, each counted exactly once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_echo import Order, Preparer
+from trainer.distributed.group import Group
+from trainer.distributed.reduction import FixedPointSum
+from trainer.task import Task
+
+ORDERS_AHEAD = 4
+KEPT_BYTES = 256 << 20  # prepared examples kept per worker from one evaluation to the next
+
+
+class Evaluation:
+    """One split's examples, cut in blocks that belong to the workers in turn. Blocks, and so results, do not
+    depend on how many workers there are; sums are taken in fixed point, so they are the same bits too.
+    """
+
+    def __init__(self, task: Task, split: str, examples: int, block: int, preparer: Preparer, group: Group):
+        self.task, self.split, self.preparer, self.group = task, split, preparer, group
+        self.blocks = -(-examples // block)
+        self.mine = [
+            np.arange(i * block, min((i + 1) * block, examples))
+            for i in range(group.rank, self.blocks, group.size)
+        ]
+        self.kept: list[dict[str, np.ndarray]] = []
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Mean of each of the task's metrics, and of its loss, with the model in evaluation mode."""
+        was_training = model.training
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        with self.group.in_step(f"evaluating {self.split}"), torch.inference_mode():
+            for block in self._prepared():
+                batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
+                for name, (total, count) in self._metrics(model, batch).items():
+                    sums[name] = sums.get(name, 0) + self._fixed(total, count)
+        model.train(was_training)
+        return self._means(sums)
+
+    def _metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        metrics = self.task.metrics(model, batch)
+        return metrics if "loss" in metrics else {"loss": self.task.loss(model, batch), **metrics}
+
+    def _fixed(self, total: Tensor, count: Tensor) -> Tensor:
+        pair = torch.stack([torch.as_tensor(x, device=self.group.device).double() for x in (total, count)])
+        fixed = FixedPointSum(2, self.blocks, self.group.device)
+        fixed.add(pair)
+        return fixed.total
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        names = self.group.share(sorted(sums))  # a worker with no block of its own still takes part
+        fixed = FixedPointSum(2, self.blocks, self.group.device)
+        means = {}
+        for name in names:
+            fixed.clear()
+            if name in sums:
+                fixed.total += sums[name]
+            total, count = fixed.over(self.group).tolist()
+            means[name] = total / count if count else float("nan")
+        return means
+
+    def _prepared(self) -> Iterator[dict[str, np.ndarray]]:
+        """This worker's blocks, prepared: from memory where they fit there, otherwise ordered a few at a
+        time.
+        """
+        yield from self.kept
+        kept_bytes = sum(value.nbytes for block in self.kept for value in block.values())
+        coming: deque[object] = deque()
+        for number in range(len(self.kept), len(self.mine) + ORDERS_AHEAD):
+            if number < len(self.mine):
+                index = self.mine[number]
+                coming.append(self.preparer.order(Order(self.split, np.zeros_like(index), index)))
+            if coming and (len(coming) > ORDERS_AHEAD or number >= len(self.mine)):
+                block = self.preparer.collect(coming.popleft())
+                kept_bytes += sum(value.nbytes for value in block.values())
+                if kept_bytes <= KEPT_BYTES:
+                    self.kept.append(block)
+                yield block

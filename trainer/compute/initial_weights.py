@@ -1,0 +1,92 @@
+"""Weights to start from, out of a safetensors file, a checkpoint or another run, and those that stay as they
+start.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import Refusal
+from trainer.recipe.checkpoint import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def find(start: str, runs: str) -> Path:
+    """The safetensors file, or the checkpoint's folder, that `init.from` names.
+
+    A run stands for its trained model, or its newest checkpoint while it has none; its name is looked up in
+    the folder `runs`. Raises Refusal when there is nothing of the kind.
+    """
+    from trainer.run_folder.checkpoints import Checkpoints
+
+    for path in (Path(start), Path(runs) / start):
+        if path.suffix == ".safetensors" and path.is_file():
+            return path
+        if (path / "manifest.json").is_file():
+            return path
+        if (path / "model.safetensors").is_file():
+            return path / "model.safetensors"
+        if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
+            return newest
+    raise Refusal(
+        f"init.from: is {start}, and there are no weights there or in {runs}; "
+        "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
+    )
+
+
+def put(path: Path, model: nn.Module) -> None:
+    """Load the weights that `find` found into a model, every tensor of it. Refusal names what does not
+    fit.
+    """
+    weights, wanted = _read(path), model.state_dict()
+    problems = [f"{name} is missing there" for name in sorted(wanted.keys() - weights.keys())]
+    problems += [f"{name} is unknown" for name in sorted(weights.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} in the model"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise Refusal(
+            f"init.from: {path} is of another model: {'; '.join(problems[:3])}{more}; "
+            "give weights of this task's model"
+        )
+    model.load_state_dict(weights)
+
+
+def zero(model: nn.Module, pattern: str) -> list[str]:
+    """Let the parameters whose names match a pattern start at zero; returns their names."""
+    names = dict(model.named_parameters())
+    zeroed = fnmatch.filter(names, pattern)
+    for name in zeroed:
+        names[name].data.zero_()
+    return zeroed
+
+
+def freeze(model: nn.Module, pattern: str) -> list[str]:
+    """Take the parameters whose names match a pattern out of training; returns their names."""
+    names = dict(model.named_parameters())
+    frozen = fnmatch.filter(names, pattern)
+    for name in frozen:
+        names[name].requires_grad_(False)
+    return frozen
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        from trainer.run_folder.checkpoints import load
+
+        return load(path)["model"]
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise Refusal(
+            f"init.from: {path}: cannot be read ({error}); give a whole safetensors file"
+        ) from error

@@ -1,0 +1,207 @@
+"""Adding up gradients and statistics over micro-batches and workers.
+
+Two ways, one interface. *Fast* adds in floating point and starts sending while the last backward pass is
+still running.
+*Exact* adds integers of fixed point, for which order cannot matter: any number of workers gets the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.distributed.group import Group
+
+FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
+BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
+
+
+class FlatGradients(Protocol):
+    """Gradients in one buffer per device and dtype, each parameter's `.grad` a view into it."""
+
+    gradients: Sequence[Tensor]
+
+    def place(self, parameter: Tensor) -> tuple[int, int, int]: ...
+
+
+class Flattened(Protocol):
+    """What a reduction needs of an optimizer. It asks every step: loading a state may lay the buffers out
+    anew.
+    """
+
+    flat: FlatGradients
+
+
+class Reduction(Protocol):
+    """Sums gradients (in the flat buffers, in place) and one vector of statistics over a step's
+    micro-batches.
+    """
+
+    def begin(self) -> None:
+        """A step starts: nothing is summed yet."""
+
+    def expect_last(self) -> None:
+        """The next backward pass is this worker's last of the step."""
+
+    def add(self, statistics: Tensor) -> None:
+        """A backward pass is done; its statistics (1-D, float64) join the sum."""
+
+    def finish(self) -> Tensor:
+        """Sum over the workers; the gradient buffers hold the total, and the summed statistics are
+        returned.
+        """
+
+
+class FastReduction:
+    """Floating-point sums; buckets of the gradient buffers travel as soon as the last backward pass has
+    filled them.
+    """
+
+    def __init__(
+        self, group: Group, optimizer: Flattened, parameters: Sequence[nn.Parameter], statistics: int
+    ):
+        self.group, self.optimizer, self.parameters = group, optimizer, parameters
+        self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
+        self.flat: FlatGradients | None = None
+        self.buckets: list[Tensor] = []
+        self.bucket_of: dict[Tensor, int] = {}
+        self.missing: list[int] = []
+        self.sent: list[dist.Work | None] = []
+        self.last = False
+        if group.size > 1:
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(self._filled)
+
+    def begin(self) -> None:
+        self.statistics.zero_()
+        if self.optimizer.flat is not self.flat:
+            self.flat = self.optimizer.flat
+            self.buckets, self.bucket_of = _buckets(self.flat, self.parameters)
+        self.missing = [0] * len(self.buckets)
+        for bucket in self.bucket_of.values():
+            self.missing[bucket] += 1
+        self.sent, self.last = [], False
+
+    def expect_last(self) -> None:
+        self.last = True
+
+    def add(self, statistics: Tensor) -> None:
+        self.statistics += statistics
+
+    def finish(self) -> Tensor:
+        self._send_until(
+            len(self.buckets)
+        )  # parameters without a gradient this time, or no micro-batch at all
+        self.group.sum(self.statistics)
+        for work in self.sent:
+            if work is not None:
+                work.wait()
+        return self.statistics
+
+    def _filled(self, parameter: Tensor) -> None:
+        if not self.last:
+            return
+        self.missing[self.bucket_of[parameter]] -= 1
+        ready = len(self.sent)
+        while ready < len(self.buckets) and self.missing[ready] == 0:
+            ready += 1
+        self._send_until(ready)
+
+    def _send_until(self, end: int) -> None:
+        # Always in bucket order: every worker must issue the same collectives in the same order.
+        for bucket in self.buckets[len(self.sent) : end]:
+            self.sent.append(self.group.sum_later(bucket))
+
+
+class ExactReduction:
+    """Fixed-point sums: each micro-batch's gradient is rounded once to a multiple of 2^-60 and added in
+    integers.
+
+    Integer addition does not depend on order, so neither do the sums. A value that does not fit (see
+    `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
+    """
+
+    def __init__(self, group: Group, optimizer: Flattened, statistics: int, micro_batches: int):
+        self.group, self.optimizer = group, optimizer
+        buffers = optimizer.flat.gradients
+        self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
+        self.statistics = FixedPointSum(statistics, micro_batches, group.device)
+
+    def begin(self) -> None:
+        for total in (*self.sums, self.statistics):
+            total.clear()
+
+    def expect_last(self) -> None:
+        pass  # nothing travels before every micro-batch has been rounded
+
+    def add(self, statistics: Tensor) -> None:
+        self.statistics.add(statistics)
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
+            total.add(buffer)
+            buffer.zero_()
+
+    def finish(self) -> Tensor:
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
+            buffer.copy_(total.over(self.group))
+        return self.statistics.over(self.group)
+
+
+class FixedPointSum:
+    """A sum of float vectors in integers, the same whatever the order of the additions.
+
+    Two int64 per element hold multiples of 2^-20 and the rest in multiples of 2^-60: float32 gradients keep
+    all their digits from about 1e-11 up. Of `summands` vectors each element may reach 2^42 / summands in
+    magnitude.
+    """
+
+    COARSE, FINE = 2.0**20, 2.0**60  # steps per unit
+
+    def __init__(self, length: int, summands: int, device: torch.device):
+        self.total = torch.zeros(
+            2, length + 1, dtype=torch.int64, device=device
+        )  # last column: summands that did not fit
+        self.limit = 2.0**42 / summands
+
+    def clear(self) -> None:
+        self.total.zero_()
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        fits = (values.abs() < self.limit).all()  # False for NaN too
+        values = torch.where(fits, values, 0.0)
+        coarse = (values * self.COARSE).round_()
+        fine = ((values - coarse / self.COARSE) * self.FINE).round_()
+        self.total[0, :-1] += coarse.to(torch.int64)
+        self.total[1, :-1] += fine.to(torch.int64)
+        self.total[0, -1] += (~fits).to(torch.int64)
+
+    def over(self, group: Group) -> Tensor:
+        """The sum over all workers' summands, float64; NaN throughout if one did not fit."""
+        coarse, fine = group.sum(self.total).double()
+        value = coarse[:-1] / self.COARSE + fine[:-1] / self.FINE
+        return torch.where(coarse[-1] == 0, value, torch.nan)
+
+
+def _buckets(
+    flat: FlatGradients, parameters: Sequence[nn.Parameter]
+) -> tuple[list[Tensor], dict[Tensor, int]]:
+    """Slices of the gradient buffers in the order in which a backward pass fills them, and each parameter's
+    bucket.
+    """
+    places = sorted(((flat.place(p), p) for p in parameters), key=lambda placed: placed[0], reverse=True)
+    buckets: list[Tensor] = []
+    bucket_of: dict[Tensor, int] = {}
+    end: dict[int, int] = {number: buffer.numel() for number, buffer in enumerate(flat.gradients)}
+    for position, ((number, start, _), parameter) in enumerate(places):
+        buffer = flat.gradients[number]
+        bucket_of[parameter] = len(buckets)
+        is_last = position + 1 == len(places) or places[position + 1][0][0] != number
+        bytes_so_far = (end[number] - start) * buffer.element_size()
+        if is_last or bytes_so_far >= (BUCKET_BYTES if buckets else FIRST_BUCKET_BYTES):
+            buckets.append(buffer[0 if is_last else start : end[number]])
+            end[number] = start
+    return buckets, bucket_of

@@ -1,0 +1,1 @@
+"""What follows from a recipe before anything runs? Lengths, schedules, sizes and contradictions."""

@@ -1,0 +1,100 @@
+"""What a worker needs of its memory and a run of its disk, estimated before anything is trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.recipe.messages import in_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainer.plan.plan import Plan
+
+STAGE = "memory"  # what the probe's draws are for
+PROBED_EXAMPLES = 2  # that are prepared; the micro-batch is filled with them
+
+
+def rows(plan: Plan) -> list[tuple[str, str]]:
+    """The estimate for the screen: question and answer."""
+    return [("each worker", _memory(plan)), ("disk", _disk(plan))]
+
+
+def _memory(plan: Plan) -> str:
+    weights, state = 4 * plan.parameters, plan.state_bytes
+    known = f"{in_bytes(weights)} weights + {in_bytes(weights)} gradients + {in_bytes(state)} state"
+    try:
+        activations = activation_bytes(plan)
+    except Exception as error:  # the user's own code, under tensors that have no numbers
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return f"{known} + activations that could not be estimated ({reason})"
+    whole = in_bytes(2 * weights + state + activations)
+    micro = f"activations of a micro-batch of {plan.recipe.batch.micro}"
+    return f"{whole} = {known} + {in_bytes(activations)} {micro}"
+
+
+def _disk(plan: Plan) -> str:
+    keeping, averages = plan.recipe.checkpoint, 1 if plan.recipe.train.average else 0
+    each = 4 * plan.parameters * (1 + averages) + plan.state_bytes
+    kept = keeping.keep + (keeping.best.keep if keeping.best else 0)
+    free = shutil.disk_usage(_existing(Path(keeping.dir))).free
+    counted = f"{kept} checkpoints of {in_bytes(each)} and one being written"
+    return f"{in_bytes((kept + 1) * each)} = {counted}; {in_bytes(free)} are free"
+
+
+def activation_bytes(plan: Plan) -> int:
+    """Bytes that the forward pass of one micro-batch keeps for the backward pass, counted once per storage.
+
+    The model is made and run on tensors without numbers: neither memory nor time is spent on it. Raises
+    whatever the task raises on them.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from trainer.compute.activation_checkpointing import recompute
+    from trainer.compute.precision import autocast
+
+    batch, kept = _micro_batch(plan), {}
+    computing = autocast(plan.recipe.train.precision, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=[]):
+        model: nn.Module = plan.task.model()
+        recompute(model, plan.recomputed)
+        of_the_model = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in of_the_model:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        inputs: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in batch.items()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computing:
+            plan.task.loss(model, inputs)
+    return sum(kept.values())
+
+
+def _micro_batch(plan: Plan) -> dict[str, Tensor]:
+    """A whole augmented micro-batch, made of copies of the first examples."""
+    import torch
+
+    from data_echo import Draws, InlinePreparer, Order
+
+    recipe, size = plan.recipe, plan.recipe.batch.micro
+    preparer = InlinePreparer(plan.task, recipe.seed)
+    few = np.arange(min(PROBED_EXAMPLES, plan.examples["train"]))
+    block = preparer.collect(preparer.order(Order("train", np.zeros_like(few), few)))
+    batch = {
+        name: torch.from_numpy(np.resize(array, (size, *array.shape[1:]))) for name, array in block.items()
+    }
+    place: Any = np.zeros(size, np.int64)
+    return plan.task.augment(batch, Draws(recipe.seed, STAGE, place, np.arange(size), place, device="cpu"))
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,357 @@
+"""The recipe: one frozen model per section, each key with its type, its default and one line of meaning.
+
+Types and ranges live in the fields. What several keys say together lives in `CONTRADICTIONS`: functions whose
+parameters are the sections that they read, so that each can be asked as soon as those sections are valid.
+`trainer.recipe.loader` reads a recipe; nothing here knows YAML.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+
+from trainer.errors import Problem
+from trainer.recipe.checkpoint import Checkpoint
+from trainer.recipe.durations import Count, Interval, Names, Natural, Positive, Section, refuse
+from trainer.recipe.schedule import MultiplyGrowth, RampGrowth, Schedule, StepsGrowth
+from trainer.recipe.train import Train
+
+Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
+
+
+class TaskSection(Section):
+    """The model, its data and its loss: the user's own code."""
+
+    use: str = Field(
+        description="`package.module:Class` of the task", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+    )
+    with_: dict[str, Any] = Field(
+        default={}, alias="with", description="keyword arguments of the task's class"
+    )
+    skip_bad: Natural = Field(
+        default=0,
+        description="examples that cannot be prepared and may be left out, the next good one standing in, "
+        "before the run stops; 0: the first one stops it",
+    )
+
+
+class Init(Section):
+    """Where the weights start."""
+
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        min_length=1,
+        description="weights to start from: a safetensors file, a checkpoint's folder, or a run "
+        "(its folder, or its name in checkpoint.dir); null: as the task's model makes them",
+    )
+    zero: Names = Field(
+        default=(),
+        description="name patterns of parameters that start at zero: those of the last batch norm of each "
+        "residual block let it start as the identity",
+    )
+    freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
+
+    @model_validator(mode="after")
+    def _zero_counts(self) -> "Init":
+        if self.zero and self.from_:
+            right = "leave it out: all weights come from there"
+            raise refuse(f"is {', '.join(self.zero)}, and from is {self.from_}", right, "zero")
+        return self
+
+
+class Shuffle(Section):
+    """How each pass orders the training rows: one by one, or in blocks where rows are dear to read alone."""
+
+    block: Count = Field(
+        default=1, description="rows that stay near each other, as in a row group; 1: none do"
+    )
+    window: Count = Field(default=16, description="blocks that are read together, their rows shuffled")
+
+
+class Batch(Section):
+    """The global batch, and the pieces that it is computed in on any number of workers."""
+
+    size: Count = Field(description="examples per update of the weights, over all workers")
+    micro: Count = Field(description="examples per micro-batch; divides `size`")
+    lanes: Count = Field(
+        default=48, description="streams that the data is dealt to; the most workers that can share them"
+    )
+    shuffle: Shuffle = Field(default=Shuffle(), description="how each pass orders the training rows")
+    growth: MultiplyGrowth | RampGrowth | StepsGrowth | None = Field(
+        default=None, discriminator="shape", description="how the batch grows during training"
+    )
+    bn_group: Count | None = Field(
+        default=None, description="examples per group of batch norm; null: the micro-batch"
+    )
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch of each stage of the growth, in order."""
+        match self.growth:
+            case MultiplyGrowth(at=at, factor=factor, max=largest):
+                sizes = [self.size]
+                for _ in at:
+                    sizes.append(min(round(sizes[-1] * factor), largest or sys.maxsize))
+                return sizes
+            case RampGrowth(start=start, increment=increment):
+                return [*range(start, self.size, increment), self.size]
+            case StepsGrowth(sizes=later):
+                return [self.size, *later]
+        return [self.size]
+
+    @property
+    def largest_workers(self) -> int:
+        """The most workers that each have whole lanes and, in every step, whole micro-batches."""
+        return min(min(self.sizes) // self.micro, self.lanes)
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> "Batch":
+        if isinstance(self.growth, RampGrowth) and self.growth.start >= self.size:
+            wrong = f"start is {self.growth.start}, not below size {self.size}"
+            raise refuse(wrong, "start with a smaller batch, or leave growth out", "growth")
+        return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Batch":
+        for stage, size in enumerate(self.sizes):
+            if size % self.micro:
+                below = size // self.micro * self.micro
+                sizes = " and ".join(str(near) for near in (below, below + self.micro) if near)
+                micro = min(
+                    (d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(d - self.micro)
+                )
+                wrong = f"is {size}" if size == self.size else f"gives stage {stage + 1} a batch of {size}"
+                raise refuse(
+                    f"{wrong}, and micro {self.micro} does not divide it",
+                    f"the nearest sizes are {sizes}, the nearest micro is {micro}",
+                    "size" if size == self.size else "growth",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _bn_group_divides(self) -> "Batch":
+        if self.bn_group and self.micro % self.bn_group:
+            groups = ", ".join(str(d) for d in range(1, self.micro + 1) if self.micro % d == 0)
+            raise refuse(
+                f"is {self.bn_group} and does not divide micro {self.micro}",
+                f"give one of {groups}",
+                "bn_group",
+            )
+        return self
+
+
+class Optimizer(Section):
+    """The update rule. Further keys are the rule's own hyperparameters, with their published defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="a name of `optim.names()`")
+    lr: Positive | None = Field(
+        default=None, description="learning rate at `schedule.scale.base_batch`; null: the published one"
+    )
+    no_decay: Names | Literal["default"] | None = Field(
+        default="default",
+        description="name patterns without weight decay; `default`: biases and normalisation; null: none",
+    )
+    no_adapt: Names | Literal["default"] | None = Field(
+        default="default",
+        description="name patterns without trust ratio; `default`: biases and normalisation; null: none",
+    )
+    lr_multipliers: dict[str, Positive] = Field(
+        default={},
+        description="name patterns and what their learning rate is multiplied by; the first match counts",
+    )
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Keyword arguments for `optim.build`, learning rate included."""
+        extra = {key: tuple(v) if isinstance(v, list) else v for key, v in (self.model_extra or {}).items()}
+        return ({} if self.lr is None else {"lr": self.lr}) | extra
+
+
+class Echo(Section):
+    """Serve each prepared example more than once, so that slow preparation does not starve the workers."""
+
+    factor: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+        default=1.0,
+        description="times each example is served, 1.5 as an exact mean; auto: what measured speeds ask for",
+    )
+    cap: Annotated[float, Field(ge=1)] = Field(default=4.0, description="the largest factor that auto takes")
+    at: Literal["before_augment", "after_augment", "batch"] = Field(
+        default="before_augment",
+        description="what is repeated: prepared examples, augmented ones, or whole augmented micro-batches",
+    )
+    capacity: Natural | None = Field(
+        default=None, description="examples kept over all lanes; null: the smallest that shuffles"
+    )
+    max_age: Count | None = Field(
+        default=None,
+        description="examples that the run serves between an example's first copy and its last, at most",
+    )
+
+    @property
+    def largest(self) -> float:
+        """The largest factor that the run may have."""
+        return self.cap if self.factor == "auto" else self.factor
+
+
+class Eval(Section):
+    """Validation during the run. The test split is used once, at its end."""
+
+    every: Interval | None = Field(default=Interval(epochs=1), description="how often; null: only at the end")
+
+
+class Pool(Section):
+    """The processes that prepare examples."""
+
+    min: Count = Field(default=1, description="processes at the start")
+    max: Count = Field(default=2, description="the most that may be added")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Pool":
+        if self.max < self.min:
+            raise refuse(f"is {self.max}, less than min {self.min}", f"give {self.min} or more", "max")
+        return self
+
+
+class Run(Section):
+    """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
+
+    workers: Count = Field(default=1, description="workers that share each batch")
+    pool: Pool = Field(default=Pool(), description="the processes that prepare examples")
+    parallel: Literal["ddp"] = Field(
+        default="ddp", description="how the model is spread: each worker holds the whole"
+    )
+    stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
+    reduction: Literal["fast", "exact"] = Field(
+        default="fast", description="fast: fp32 sums; exact: bitwise the same on any number of workers"
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the model for training, if the first micro-batch then has the same gradient; "
+        "not with reduction exact: compiled code rounds in its own way on each machine",
+    )
+    recompute: bool | Names = Field(
+        default=False,
+        description="save memory: name patterns of the model's modules that compute their activations again "
+        "in the backward pass; true: each block of its repeated ones",
+    )
+    channels_last: bool = Field(
+        default=False,
+        description="keep convolutions' weights and activations with their channels innermost in memory",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU for each worker where there are any"
+    )
+
+    @model_validator(mode="after")
+    def _compiles_no_exact_run(self) -> "Run":
+        if self.compile and self.reduction == "exact":
+            raise refuse(
+                "is true, and reduction is exact", "leave it out, or let reduction be fast", "compile"
+            )
+        return self
+
+
+class Track(Section):
+    """Where the run is recorded."""
+
+    uri: str | None = Field(
+        default=None, description="MLflow tracking address; null: SQLite in the working folder; none: nowhere"
+    )
+    experiment: str = Field(default="default", description="MLflow experiment", min_length=1)
+
+
+class Recipe(Section):
+    """One run, whole. Everything that is not given has its default, written out in the resolved recipe."""
+
+    name: str = Field(
+        description="name of the run and of its folder: letters, digits, `.`, `_`, `-`",
+        pattern=r"^[A-Za-z0-9][\w.-]*$",
+    )
+    seed: Natural = Field(default=0, description="seed of weights, data order and random draws")
+    task: TaskSection = Field(description="the model, its data and its loss")
+    init: Init = Field(default=Init(), description="where the weights start")
+    batch: Batch = Field(description="the global batch and its pieces")
+    optimizer: Optimizer = Field(description="the update rule")
+    schedule: Schedule = Field(default=Schedule(), description="the learning rate over the run")
+    echo: Echo = Field(default=Echo(), description="serving examples more than once")
+    train: Train = Field(description="how long, and how each update is made")
+    eval: Eval = Field(default=Eval(), description="validation during the run")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="what is kept to go on from")
+    run: Run = Field(default=Run(), description="where and how the run is computed")
+    track: Track = Field(default=Track(), description="where the run is recorded")
+
+    @model_validator(mode="after")
+    def _with_capacity(self) -> "Recipe":
+        if self.echo.capacity is not None:
+            return self
+        echo = self.echo.model_copy(update={"capacity": least_capacity(self.batch, self.echo)})
+        return self.model_copy(update={"echo": echo})
+
+    _places: dict[str, tuple[str, int | None]] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when they say the same, wherever they were read from."""
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    def remember(self, places: Mapping[str, tuple[str, int | None]]) -> None:
+        """Keep where each key was read from, (file, line), for problems that are found later."""
+        self._places.update(places)
+
+    def problem(self, key: str, wrong: str, right: str) -> Problem:
+        """A problem with a key that is found after reading, at the place that the key was read from."""
+        known = key
+        while known and known not in self._places:
+            known = known.rpartition(".")[0]
+        file, line = self._places.get(known, (None, None))
+        return Problem(file, line, key, wrong, right)
+
+
+def least_capacity(batch: Batch, echo: Echo) -> int:
+    """The examples that the lanes must keep at least, for echoes to be shuffled."""
+    return math.ceil(batch.lanes * batch.micro * (Fraction(str(echo.largest)) - 1))
+
+
+def workers_without_work(batch: Batch, run: Run) -> Iterator[Contradiction]:
+    """A worker owns whole lanes and computes whole micro-batches, in every stage of the batch."""
+    if run.workers > batch.largest_workers:
+        micro_batches = min(batch.sizes) // batch.micro
+        wrong = f"is {run.workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
+        yield "run.workers", wrong, f"the largest that works is {batch.largest_workers}"
+
+
+def echoes_without_room(batch: Batch, echo: Echo) -> Iterator[Contradiction]:
+    """Every lane must keep the examples that wait for their next copy."""
+    least = least_capacity(batch, echo)
+    if echo.capacity is not None and echo.capacity < least:
+        wrong = f"is {echo.capacity}, too small to shuffle the echoes of {batch.lanes} lanes of {batch.micro}"
+        yield "echo.capacity", f"{wrong} at factor {echo.largest:g}", f"the smallest that works is {least}"
+
+
+CONTRADICTIONS: tuple[Callable[..., Iterator[Contradiction]], ...] = (
+    workers_without_work,
+    echoes_without_room,
+)
+
+
+def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+        for inner in get_args(annotation):
+            yield from _sections(inner, loc)
+        return
+    shape = annotation.model_fields.get("shape") or annotation.model_fields.get("kind")
+    shapes = get_args(shape.annotation) if shape else ()
+    if len(shapes) == 1:  # one section of a union, which pydantic tells apart by its shape
+        loc = (*loc, *shapes)
+    yield loc, annotation
+    for name, field in annotation.model_fields.items():
+        yield from _sections(field.annotation, (*loc, field.alias or name))
+
+
+SECTIONS: dict[tuple[str, ...], type[Section]] = dict(_sections(Recipe))
+"""Every section by where it stands; one per shape, such as ("schedule", "decay", "cosine")."""

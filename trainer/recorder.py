@@ -1,0 +1,110 @@
+"""What rank 0 writes down of a run, in the run's folder: the journal, the checkpoints, the trained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer.distributed.group import Group
+from trainer.profiling import profiled
+from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.run_folder import journal as journals
+from trainer.run_folder.checkpoints import Checkpoints, read
+from trainer.run_folder.decisions import Decisions
+from trainer.run_folder.journal import Journal
+from trainer.tracking.writer import PROFILE
+from trainer.training import State, Training
+
+if TYPE_CHECKING:
+    from trainer.loop import Step
+    from trainer.worker import RunOrder
+
+
+class Record:
+    """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0."""
+
+    def __init__(self, order: RunOrder, group: Group):
+        self.order, self.group, self.folder = order, group, Path(order.folder)
+        keeping = order.recipe.checkpoint
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keeping.keep, keeping.best)
+        self.journal = Journal(self.folder) if group.rank == 0 else None
+        self.began_at = next((line["time"] for line in journals.read(self.folder)), time.time())
+        self.saved_step, self.saved_at = 0, time.monotonic()
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """A line in the journal."""
+        if self.journal is not None:
+            self.journal.write(kind, **fields)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note how long a stage of the start took."""
+        started = time.monotonic()
+        yield
+        self.write("stage", name=name, seconds=time.monotonic() - started)
+
+    def resume(self) -> tuple[State | None, Decisions]:
+        """The newest whole checkpoint's state (None for a run that starts), and what was decided so far."""
+        newest, decisions = None, Decisions()
+        if self.group.rank == 0:
+            self.checkpoints.wait()
+            newest, decisions = self.checkpoints.newest_whole(), Decisions.of(journals.read(self.folder))
+        newest, decisions = self.group.share((newest, decisions))
+        return (None if newest is None else read(newest)), decisions
+
+    def decide(self, position: int, what: str, value: Any) -> None:
+        """Journal a decision that holds from a position of the data on; it is on the disk when this
+        returns.
+        """
+        if self.journal is not None:
+            self.journal.decide(position, what, value)
+
+    def save(self, training: Training, metrics: dict[str, float] | None = None) -> None:
+        """A checkpoint of where `training` stands, and the `metrics` measured there, written beside the loop.
+
+        Weights that are not finite are not worth keeping: the next step notices them.
+        """
+        progress = training.progress
+        self.saved_at = time.monotonic()
+        if self.journal is None or self.saved_step == progress.step or not training.is_finite():
+            return
+        path = self.checkpoints.save(
+            progress.step, training.state(), metrics=metrics or {}, **self.order.provenance
+        )
+        self.saved_step = progress.step
+        self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
+
+    def profiled(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The same steps, some of them under the profiler where the order says so."""
+        if self.journal is None or not self.order.profile:
+            return steps
+        return profiled(steps, self.order.profile, self.folder / PROFILE)
+
+    def export(self, training: Training) -> None:
+        """The trained model, and its averaged weights beside it, as safetensors files."""
+        if self.journal is None:
+            return
+        _export(training.model, self.folder / "model.safetensors")
+        if training.average is not None:
+            _export(training.average.model, self.folder / "average.safetensors")
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and close the journal."""
+        self.checkpoints.wait()
+        if self.journal is not None:
+            self.journal.close()
+
+
+def _export(model: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    # The format wants storage of its own for each tensor.
+    save_file(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path
+    )

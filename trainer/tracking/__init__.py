@@ -1,0 +1,1 @@
+"""How does the journal of a run reach MLflow?"""
