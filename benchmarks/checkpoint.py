@@ -28,7 +28,7 @@ from trials import Bar, judge, table
 from trainer import task
 from trainer.recipe import loader as door
 from trainer.run_folder import journal
-from trainer.worker import RunOrder, run_worker
+from trainer.worker import RunSpec, run_worker
 
 WARM_UP_STEPS = 6
 WRITING_STEPS = 10  # after which a checkpoint is written, with room
@@ -67,7 +67,7 @@ def run(recipe: dict[str, Any]) -> Timing:
     parsed = door.parse(json.dumps(recipe))
     make_task = partial(task.make, parsed.task.use, parsed.task.with_)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=Path.cwd()) as folder:
-        outcome = run_worker(RunOrder(parsed, folder, make_task))
+        outcome = run_worker(RunSpec(parsed, folder, make_task))
         if outcome.status != "FINISHED":
             raise SystemExit(f"the run failed: {outcome.reason}")
         lines = list(journal.read(folder))

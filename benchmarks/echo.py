@@ -37,7 +37,15 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from data_echo import ArraySource, FactorController, Feed, InlinePreparer, Order, ParquetSource, Schedule
+from data_echo import (
+    ArraySource,
+    EchoLoader,
+    FactorController,
+    InlinePreparer,
+    ParquetSource,
+    PrepareRequest,
+    Schedule,
+)
 from data_echo.augment import flip, normalise
 from data_echo.prepare.preparer import Workbench
 
@@ -122,7 +130,7 @@ class Examples:
         return actor
 
     def _block(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
-        return self.workbench.prepare(Order(split, np.zeros_like(index), index)).block
+        return self.workbench.prepare(PrepareRequest(split, np.zeros_like(index), index)).block
 
 
 def perceptron(seed: int) -> nn.Module:
@@ -172,7 +180,7 @@ class Outcome:
 class Run:
     """One training run, step by step."""
 
-    def __init__(self, arm: Arm, feed: Feed, schedule: Schedule, seed: int) -> None:
+    def __init__(self, arm: Arm, feed: EchoLoader, schedule: Schedule, seed: int) -> None:
         self.feed = feed
         self.schedule = schedule
         self.controller = arm.controller() if arm.controller else None
@@ -230,7 +238,7 @@ def virtual(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     """Train on prepared examples; an example costs RATIO upstream and 1 downstream."""
     task, validation = data.training(), data.validation()
     schedule = schedule_of(arm, seed)
-    feed = Feed(schedule, InlinePreparer(task, seed), lanes=range(arm.lanes), seed=seed)
+    feed = EchoLoader(schedule, InlinePreparer(task, seed), lanes=range(arm.lanes), seed=seed)
     run, losses = Run(arm, feed, schedule, seed), []
     while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:
         run.step()
@@ -251,7 +259,7 @@ def wall(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     validation, actor, load = data.validation(), data.actor(), os.getloadavg()[0]
     ray.get(actor.ready.remote())  # what the run before this one had ordered is done
     schedule = schedule_of(arm, seed)
-    feed = Feed(schedule, PoolPreparer([actor]), lanes=range(arm.lanes), seed=seed)
+    feed = EchoLoader(schedule, PoolPreparer([actor]), lanes=range(arm.lanes), seed=seed)
     run, losses = Run(arm, feed, schedule, seed), []
     began = time.perf_counter()
     while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:

@@ -27,7 +27,7 @@ import numpy as np
 import ray
 import torch
 
-from data_echo import Feed, ParquetSource, Schedule
+from data_echo import EchoLoader, ParquetSource, Schedule
 from data_echo.images import decode
 from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
@@ -111,7 +111,7 @@ class PoolRun:
     def __init__(self, folder: str, examples: int) -> None:
         self.actors = start_pool(partial(Pictures, folder), 0, 1)
         schedule = Schedule(examples, 8, BATCH, 1)
-        self.feed = Feed(schedule, PoolPreparer(self.actors), lanes=range(8))
+        self.feed = EchoLoader(schedule, PoolPreparer(self.actors), lanes=range(8))
         self.position = 0
         self.processes = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in self.actors])
 

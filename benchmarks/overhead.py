@@ -31,7 +31,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from data_echo import ArraySource, InlinePreparer
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 from trainer.loop import steps
 from trainer.plan import plan as planning
 from trainer.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def lockstep(path: str) -> Iterator[float]:
             "run": {"workers": WORKERS, "device": "cpu"},
         }
     )
-    task, group = InMemory(path), Group.join("cpu")
+    task, group = InMemory(path), WorkerGroup.join("cpu")
     training = build(recipe, planning.make(recipe, task), task, group, InlinePreparer(task, recipe.seed))
     for step in steps(training):
         yield step.loss
@@ -192,9 +192,9 @@ def digits(count: int) -> None:
         }
     )
     task: Digits = load(recipe.task)  # type: ignore[assignment]
-    training = build(recipe, planning.make(recipe, task), task, Group(), InlinePreparer(task, 0))
+    training = build(recipe, planning.make(recipe, task), task, WorkerGroup(), InlinePreparer(task, 0))
     ours, optimizer = steps(training), training.optimizer
-    batch = training.passes.load(training.share(8))
+    batch = training.passes.load(training.own_micro_batches(8))
     training.progress.position += 8
 
     def bare() -> None:

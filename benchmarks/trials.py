@@ -25,7 +25,7 @@ from trainer import task
 from trainer.recipe import loader as door
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import journal
-from trainer.worker import RunOrder, run_worker
+from trainer.worker import RunSpec, run_worker
 
 TUNING_SEEDS = (101, 102)  # none of those reported, which count from 0
 DIVERGED = {"loss": math.inf, "accuracy": 0.0}  # what a run that diverged counts as
@@ -135,7 +135,7 @@ def train(recipe: Recipe) -> Result:
     """Run a recipe as a worker alone, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         make_task = partial(task.make, recipe.task.use, recipe.task.with_)
-        outcome = run_worker(RunOrder(recipe, folder, make_task))
+        outcome = run_worker(RunSpec(recipe, folder, make_task))
         lines = list(journal.read(folder))
     curve = [
         Point(line["step"], line["examples"], line["metrics"])

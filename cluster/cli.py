@@ -42,7 +42,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def messages(debug: bool) -> Iterator[None]:
     """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
-    from trainer.errors import Refusal, Stopped
+    from trainer.errors import RunFailed, UserError
 
     try:
         yield
@@ -53,9 +53,9 @@ def messages(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
-        elif isinstance(error, Refusal):
+        elif isinstance(error, UserError):
             said, code = str(error), 2
-        elif isinstance(error, Stopped):
+        elif isinstance(error, RunFailed):
             said, code = f"failed: {error}", 1
         elif isinstance(error, click.ClickException | click.exceptions.Exit):
             raise
@@ -107,19 +107,19 @@ def train(
 
     if accept and not resume:
         raise click.UsageError("--accept is for --resume")
-    wish = driver.Wish(resume, accept, profile)
+    options = driver.TrainOptions(resume, accept, profile)
     if in_one_process.is_torchrun():
-        return in_one_process.train_under_torchrun(recipe, overrides, wish)
+        return in_one_process.train_under_torchrun(recipe, overrides, options)
     screen = Screen()
     if local:
         overrides = (*overrides, "run.workers=1")
-    prepared = driver.prepare(recipe, overrides, screen)
+    planned = driver.prepare(recipe, overrides, screen)
     address = None if local else launch.address_of(address)
     if address is None:
-        launch.refuse_what_does_not_fit(prepared.recipe)
+        launch.refuse_what_does_not_fit(planned.recipe)
     if local:
-        return driver.train(prepared, in_one_process.in_process, screen, wish)
-    return driver.train(prepared, launch.on(address), screen, wish, keep_noise=True)
+        return driver.train(planned, in_one_process.in_process, screen, options)
+    return driver.train(planned, launch.on(address), screen, options, keep_noise=True)
 
 
 @command
@@ -156,7 +156,7 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
 def optimizers(name: str | None) -> None:
     """Show the optimizers, or all about one of them."""
     import optim
-    from trainer.errors import Refusal
+    from trainer.errors import UserError
     from trainer.recipe.messages import nearest
 
     if name is None:
@@ -164,7 +164,7 @@ def optimizers(name: str | None) -> None:
     elif name in optim.names():
         click.echo(optim.describe(name))
     else:
-        raise Refusal(f"{name}: is no optimizer; {nearest(name, optim.names())}")
+        raise UserError(f"{name}: is no optimizer; {nearest(name, optim.names())}")
 
 
 @command

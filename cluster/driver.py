@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cluster import mirror, run_folder
 from cluster.console import Screen
 from cluster.signals import interruptible
-from trainer.errors import Refusal, Stopped
+from trainer.errors import RunFailed, UserError
 from trainer.recipe import loader as door
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import journal as journals
@@ -25,7 +25,7 @@ from trainer.tracking import writer as tracking
 if TYPE_CHECKING:
     from trainer.plan.plan import Plan
     from trainer.plan.provenance import Provenance
-    from trainer.worker import RunOrder
+    from trainer.worker import RunSpec
 
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 TROUBLE_PATIENCE_S = 5.0  # and for one that does not
@@ -33,7 +33,7 @@ INTERRUPTED_PATIENCE_S = 15.0  # and when somebody waits for the prompt
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PlannedRecipe:
     """A recipe that may run, and the seconds that it took to see that."""
 
     recipe: Recipe
@@ -42,7 +42,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrainOptions:
     """What the command line asks for beside the recipe."""
 
     resume: bool = False
@@ -51,10 +51,10 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Run:
+class LaunchContext:
     """A run with its folder, as the launchers know it."""
 
-    order: "RunOrder"
+    order: "RunSpec"
     folder: Path
     journal: Journal
     screen: Screen
@@ -69,14 +69,14 @@ class Run:
 
 
 def read(path: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe in a file. Refusal when it is wrong, or holds a secret that would be kept with the run."""
+    """The recipe in a file. UserError when it is wrong, or holds a secret that would be kept with the run."""
     recipe = door.read(path, overrides)
     tracking.address(recipe)
     return recipe
 
 
-def prepare(path: str, overrides: Sequence[str], screen: Screen) -> Prepared:
-    """Read the recipe, load its task and plan it; show the plan. Refusal when anything is wrong with it."""
+def prepare(path: str, overrides: Sequence[str], screen: Screen) -> PlannedRecipe:
+    """Read the recipe, load its task and plan it; show the plan. UserError when anything is wrong with it."""
     began_at = time.monotonic()
     recipe = read(path, overrides)
     with screen.waiting("loading the task"):
@@ -84,31 +84,36 @@ def prepare(path: str, overrides: Sequence[str], screen: Screen) -> Prepared:
 
         plan = planning.make(recipe)
     screen.say("\n".join(f"  {line}" for line in plan.lines()))
-    return Prepared(recipe, plan, time.monotonic() - began_at)
+    return PlannedRecipe(recipe, plan, time.monotonic() - began_at)
 
 
 def train(
-    prepared: Prepared, launch: Callable[[Run], None], screen: Screen, wish: Wish, *, keep_noise: bool = False
+    planned: PlannedRecipe,
+    launch: Callable[[LaunchContext], None],
+    screen: Screen,
+    options: TrainOptions,
+    *,
+    keep_noise: bool = False,
 ) -> None:
     """Train in a new folder, or go on in the newest; `keep_noise` lets only the screen reach the terminal.
 
     Raises:
-        Stopped: the run failed; it is marked so, and the message says why.
+        RunFailed: the run failed; it is marked so, and the message says why.
         KeyboardInterrupt: the run was told to stop; it is marked so, and nothing of it is left running.
     """
     from trainer.plan import provenance
 
-    recipe, origin = prepared.recipe, provenance.of(prepared.plan)
-    folder, changes, begins_again = _folder(recipe, origin, wish)
+    recipe, origin = planned.recipe, provenance.of(planned.plan)
+    folder, changes, begins_again = _folder(recipe, origin, options)
     with ExitStack() as stack:
-        stack.enter_context(run_folder.claimed(folder))
-        stack.enter_context(mirror.kept(recipe.checkpoint.mirror, folder, screen))
+        stack.enter_context(run_folder.locked(folder))
+        stack.enter_context(mirror.mirroring(recipe.checkpoint.mirror, folder, screen))
         (folder / run_folder.RECIPE).write_text(door.dump(recipe))
-        (folder / run_folder.PLAN).write_text("\n".join(prepared.plan.lines()) + "\n")
+        (folder / run_folder.PLAN).write_text("\n".join(planned.plan.lines()) + "\n")
         journal = stack.enter_context(closing(Journal(folder)))
         history = journal.size
-        journal.write("stage", name="recipe and plan", seconds=prepared.seconds)
-        screen.say(f"  run folder: {run_folder.near(folder)}")
+        journal.write("stage", name="recipe and plan", seconds=planned.seconds)
+        screen.say(f"  run folder: {run_folder.relative_to_cwd(folder)}")
         if changes:
             journal.write("accepted", changes=changes)
             screen.say("\n".join(f"  accepted: {change}" for change in changes))
@@ -120,77 +125,77 @@ def train(
         stack.enter_context(_ended(folder, journal))
         if keep_noise:
             stack.enter_context(screen.alone(folder / run_folder.LOG))
-        stack.enter_context(screen.following(folder, history, prepared.plan.served_examples))
-        launch(Run(order(recipe, folder, origin, wish.profile), folder, journal, screen))
+        stack.enter_context(screen.following(folder, history, planned.plan.served_examples))
+        launch(LaunchContext(order(recipe, folder, origin, options.profile), folder, journal, screen))
 
 
 def sync(folder: Path) -> str:
     """Bring to MLflow and to the mirror what they have not got of a run; says where MLflow has it.
 
     Raises:
-        Refusal: it is no run, or it is being trained.
-        Stopped: the tracking server or the mirror did not take it.
+        UserError: it is no run, or it is being trained.
+        RunFailed: the tracking server or the mirror did not take it.
     """
     if not (folder / run_folder.RECIPE).is_file():
-        raise Refusal(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
+        raise UserError(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
     folder = folder.absolute()
     logging.disable(logging.INFO)  # the making of a database is no news to the user
     address = door.read(folder / run_folder.RECIPE).checkpoint.mirror
-    with run_folder.claimed(folder):
+    with run_folder.locked(folder):
         if address is not None:
-            with _taken(f"the mirror {address}"):
+            with _failing_as(f"the mirror {address}"):
                 mirror.Mirror(address, folder).push()
-        with _taken("MLflow"):
+        with _failing_as("MLflow"):
             tracking.tracker(folder).sync()
     return how_to_look(folder)
 
 
 @contextmanager
-def _taken(by: str) -> Iterator[None]:
-    """What keeps somebody from taking what the body brings becomes the reason in Stopped."""
+def _failing_as(by: str) -> Iterator[None]:
+    """What keeps somebody from taking what the body brings becomes the reason in RunFailed."""
     try:
         yield
     except Exception as error:
         first_line = f"{error}".partition("\n")[0]
-        raise Stopped(f"{by} did not take it: {type(error).__name__}: {first_line}") from error
+        raise RunFailed(f"{by} did not take it: {type(error).__name__}: {first_line}") from error
 
 
 def how_to_look(folder: Path) -> str:
     """Where MLflow has the run, and how to open it."""
-    state = tracking.State.load(folder)
+    state = tracking.TrackingProgress.load(folder)
     if state is None or state.run_id is None:
-        cure = f"`lockstep sync {run_folder.near(folder)}` brings it there"
+        cure = f"`lockstep sync {run_folder.relative_to_cwd(folder)}` brings it there"
         return f"MLflow has nothing of {folder.name} yet; {cure}"
     if state.uri.startswith("http"):
         address = f"{state.uri}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
         return f"MLflow: {folder.name} is at {address}"
     place = state.uri.removeprefix("sqlite:///")
-    where = run_folder.near(Path(place)) if place != state.uri else state.uri
+    where = run_folder.relative_to_cwd(Path(place)) if place != state.uri else state.uri
     return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui`"
 
 
-def order(recipe: Recipe, folder: Path, origin: "Provenance | None" = None, profile: int = 0) -> "RunOrder":
+def order(recipe: Recipe, folder: Path, origin: "Provenance | None" = None, profile: int = 0) -> "RunSpec":
     """What the workers of a run are told."""
     from trainer import task
-    from trainer.worker import RunOrder
+    from trainer.worker import RunSpec
 
     make_task = partial(task.make, recipe.task.use, recipe.task.with_)
-    return RunOrder(recipe, str(folder), make_task, origin or {}, profile)
+    return RunSpec(recipe, str(folder), make_task, origin or {}, profile)
 
 
-def _folder(recipe: Recipe, origin: "Provenance", wish: Wish) -> tuple[Path, list[str], bool]:
+def _folder(recipe: Recipe, origin: "Provenance", options: TrainOptions) -> tuple[Path, list[str], bool]:
     """The run's folder, what of a resumed run has changed, and whether that begins again."""
-    if not wish.resume:
+    if not options.resume:
         above = mirror.highest(recipe.checkpoint.mirror, recipe.name)
         return run_folder.create(recipe.checkpoint.dir, recipe.name, above), [], False
     from cluster import resume as resuming
 
-    return resuming.find(recipe, origin, wish.accept)
+    return resuming.find(recipe, origin, options.accept)
 
 
 @contextmanager
 def _ended(folder: Path, journal: Journal) -> Iterator[None]:
-    """Whatever happens to the body, the journal has an end afterwards; a failure is raised as Stopped."""
+    """Whatever happens to the body, the journal has an end afterwards; a failure is raised as RunFailed."""
     status, reason, cause = "FAILED", "the workers are gone and left no reason", None
     try:
         yield
@@ -203,7 +208,7 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
     if end["status"] == "KILLED":
         raise KeyboardInterrupt(end["reason"]) from cause
     if end["status"] != "FINISHED":
-        raise Stopped(end["reason"]) from cause
+        raise RunFailed(end["reason"]) from cause
 
 
 def _write_end(folder: Path, journal: Journal, status: str, reason: str) -> Line:
@@ -241,8 +246,10 @@ def _tracked(folder: Path, screen: Screen) -> Iterator[None]:
         if is_done:
             screen.say(how_to_look(folder))
         else:
-            trouble = (tracking.State.load(folder) or tracking.State("")).trouble or "it takes long"
-            cure = f"`lockstep sync {run_folder.near(folder)}` brings the rest there later"
+            trouble = (
+                tracking.TrackingProgress.load(folder) or tracking.TrackingProgress("")
+            ).trouble or "it takes long"
+            cure = f"`lockstep sync {run_folder.relative_to_cwd(folder)}` brings the rest there later"
             screen.say(f"MLflow is behind ({trouble}); {cure}")
 
 
@@ -250,7 +257,7 @@ def _wait(writer: subprocess.Popen, folder: Path, patience_s: float) -> bool:
     """Whether the writer finished its work. One that has trouble is given less time, and stopped after it."""
     began_at = time.monotonic()
     while writer.poll() is None:
-        state = tracking.State.load(folder)
+        state = tracking.TrackingProgress.load(folder)
         is_in_trouble = state is not None and state.trouble is not None
         if time.monotonic() - began_at > (TROUBLE_PATIENCE_S if is_in_trouble else patience_s):
             writer.kill()

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from cluster import driver
 from cluster.ray_launcher import code_for_workers
-from trainer.errors import Refusal, Stopped
+from trainer.errors import RunFailed, UserError
 from trainer.task import refuse_shadows
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     folder = Path.cwd()
     refuse_shadows(folder)
     if not Path(path).resolve().is_relative_to(folder):
-        raise Refusal(f"{path}: lies outside the working folder {folder}, which is what the job takes along")
+        raise UserError(
+            f"{path}: lies outside the working folder {folder}, which is what the job takes along"
+        )
     if not Path(recipe.checkpoint.dir).is_absolute():
-        raise Refusal(
+        raise UserError(
             f"checkpoint.dir: is {recipe.checkpoint.dir}, and a job's working folder ends with the job; "
             "give an absolute path that all nodes share"
         )
@@ -93,7 +95,7 @@ def stop(job_id: str, address: str | None) -> str:
         deadline = time.monotonic() + STOPPING_S + 10
         while not client.get_job_status(job_id).is_terminal():
             if time.monotonic() > deadline:
-                raise Stopped(
+                raise RunFailed(
                     f"{job_id}: was told to stop and has not ended; look at `lockstep logs {job_id}`"
                 )
             time.sleep(0.5)
@@ -112,28 +114,28 @@ def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
     try:
         yield JobSubmissionClient(url)
     except AuthenticationError as error:
-        raise Refusal(
+        raise UserError(
             f"{url}: wants a token; give the cluster's in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
         ) from error
     except ConnectionError as error:
-        raise Refusal(
+        raise UserError(
             f"{url}: no Ray head answers there; give --address http://HOST:PORT of its dashboard"
         ) from error
     except RuntimeError as error:
-        raise Stopped(str(error).strip().splitlines()[-1]) from error
+        raise RunFailed(str(error).strip().splitlines()[-1]) from error
     finally:
         logging.disable(logging.NOTSET)
 
 
 def head_url(address: str) -> str:
-    """The head's URL. Refusal of plain HTTP to another machine: the token would travel in the open."""
+    """The head's URL. UserError of plain HTTP to another machine: the token would travel in the open."""
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refusal(f"--address: is {address}; give http://HOST:PORT of the head's dashboard")
+        raise UserError(f"--address: is {address}; give http://HOST:PORT of the head's dashboard")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         port = parts.port or 8265
-        raise Refusal(
+        raise UserError(
             f"--address: {url} would send the cluster's token in the open; use https, or a tunnel: "
             f"`ssh -N -L {port}:127.0.0.1:{port} {parts.hostname}` and --address http://127.0.0.1:{port}"
         )

@@ -8,7 +8,7 @@ from cluster import driver
 from cluster.console import Screen
 
 
-def in_process(run: driver.Run) -> None:
+def in_process(run: driver.LaunchContext) -> None:
     """Train in this process; examples are prepared in line."""
     from trainer.worker import run_worker
 
@@ -21,31 +21,31 @@ def is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def train_under_torchrun(path: str, overrides: Sequence[str], wish: driver.Wish) -> None:
+def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.TrainOptions) -> None:
     """Train as one of torchrun's processes. The first has the screen, the run's folder and its tracking."""
     is_first = os.environ["RANK"] == "0"
     screen = Screen(None if is_first else open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the process)
     screen.say(f"lockstep: {path}, {os.environ['WORLD_SIZE']} processes of torchrun")
-    prepared = driver.prepare(path, (*overrides, f"run.workers={os.environ['WORLD_SIZE']}"), screen)
+    planned = driver.prepare(path, (*overrides, f"run.workers={os.environ['WORLD_SIZE']}"), screen)
     if is_first:
-        driver.train(prepared, _as_first, screen, wish)
+        driver.train(planned, _as_first, screen, options)
     else:
-        _as_one_more(prepared)
+        _as_one_more(planned)
 
 
-def _as_first(run: driver.Run) -> None:
-    from trainer.distributed.group import Group
+def _as_first(run: driver.LaunchContext) -> None:
+    from trainer.distributed.group import WorkerGroup
 
-    Group.join(run.order.recipe.run.device).share(run.order.folder)
+    WorkerGroup.join(run.order.recipe.run.device).broadcast(run.order.folder)
     in_process(run)
 
 
-def _as_one_more(prepared: driver.Prepared) -> None:
-    from trainer.distributed.group import Group
-    from trainer.errors import Stopped
+def _as_one_more(planned: driver.PlannedRecipe) -> None:
+    from trainer.distributed.group import WorkerGroup
+    from trainer.errors import RunFailed
     from trainer.worker import run_worker
 
-    folder = Group.join(prepared.recipe.run.device).share(None)
-    outcome = run_worker(driver.order(prepared.recipe, Path(folder)))
+    folder = WorkerGroup.join(planned.recipe.run.device).broadcast(None)
+    outcome = run_worker(driver.order(planned.recipe, Path(folder)))
     if outcome.status != "FINISHED":
-        raise Stopped(outcome.reason)
+        raise RunFailed(outcome.reason)

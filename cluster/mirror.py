@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster import run_folder
 from cluster.console import Screen
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.recipe.checkpoint import CHECKPOINTS, MANIFEST, STATE
 from trainer.run_folder.journal import FILE_NAME as JOURNAL
 from trainer.tracking.writer import MODEL, STATE_FILE
@@ -37,7 +37,7 @@ class Mirror:
         """Bring there what it has not got, and remove the checkpoints that are no longer kept here.
 
         Raises:
-            Refusal: another run lies there.
+            UserError: another run lies there.
             Exception: whatever the file system raises that cannot be reached.
         """
         self._refuse_another_run()
@@ -85,7 +85,7 @@ class Mirror:
         if self.filesystem.exists(path):
             first = self.filesystem.cat_file(path, start=0, end=ours.find(b"\n") + 1)
             if not ours.startswith(first):
-                raise Refusal(f"{path}: is another run's; remove or rename it, or change checkpoint.mirror")
+                raise UserError(f"{path}: is another run's; remove or rename it, or change checkpoint.mirror")
 
     def _checkpoints(self) -> dict[str, bytes]:
         """All by name, each with its manifest: an empty one where that never came."""
@@ -108,7 +108,7 @@ class Mirror:
 
 
 @contextmanager
-def kept(address: str | None, folder: Path, screen: Screen) -> Iterator[None]:
+def mirroring(address: str | None, folder: Path, screen: Screen) -> Iterator[None]:
     """Keep a mirror up to date while the body trains, and once more at the end; nothing to do without one."""
     if address is None:
         yield
@@ -123,7 +123,7 @@ def kept(address: str | None, folder: Path, screen: Screen) -> Iterator[None]:
             keeper.join(ENDING_S)
         trouble = "it takes long" if keeper.is_alive() else keeper.trouble
         if trouble:
-            later = f"`lockstep sync {run_folder.near(folder)}` brings the rest there later"
+            later = f"`lockstep sync {run_folder.relative_to_cwd(folder)}` brings the rest there later"
             screen.say(f"the mirror is behind ({trouble}); {later}")
         else:
             screen.say(f"mirror: {keeper.mirror.place}")
@@ -133,17 +133,17 @@ def highest(address: str | None, name: str) -> int:
     """The highest number of the copied runs of a name; 0 where there are none or nobody knows."""
     try:
         return max(_numbers(address, name), default=0) if address else 0
-    except Refusal:
+    except UserError:
         raise
     except Exception:  # whatever its driver raises where it cannot be reached
         return 0
 
 
-def bring(address: str, directory: Path, name: str) -> None:
+def fetch(address: str, directory: Path, name: str) -> None:
     """Bring the newest run of a name here from its mirror, where the folder here is missing or older.
 
     Raises:
-        Refusal: the run here and its mirror went different ways, or neither can be had.
+        UserError: the run here and its mirror went different ways, or neither can be had.
     """
     numbers = [number for number, _ in run_folder.numbered(directory.absolute(), name)]
     try:
@@ -151,7 +151,7 @@ def bring(address: str, directory: Path, name: str) -> None:
     except Exception as error:  # whatever its driver raises where it cannot be reached
         if numbers:
             return  # the run here is what there is to go on with
-        raise Refusal(
+        raise UserError(
             f"--resume: {directory} holds no run of {name}, and its mirror {address} raised "
             f"{type(error).__name__}: {error}; try again when it can be reached"
         ) from error
@@ -165,20 +165,20 @@ def bring(address: str, directory: Path, name: str) -> None:
     if there.startswith(here) and there != here:
         mirror.pull()
     elif not here.startswith(there):
-        raise Refusal(
-            f"--resume: {run_folder.near(folder)} and its mirror {mirror.place} went different ways; "
-            "rename the one that is not to be gone on with"
+        raise UserError(
+            f"--resume: {run_folder.relative_to_cwd(folder)} and its mirror {mirror.place} went different "
+            "ways; rename the one that is not to be resumed"
         )
 
 
 def _open(address: str) -> tuple[Any, str]:
-    """The file system and the folder of an address; Refusal where this machine has no driver for it."""
+    """The file system and the folder of an address; UserError where this machine has no driver for it."""
     from fsspec.core import url_to_fs
 
     try:
         return url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"checkpoint.mirror: {address} cannot be opened ({error}); give a folder or an fsspec address"
         ) from error
 

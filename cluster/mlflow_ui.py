@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster.console import Screen
 from cluster.signals import interruptible
-from trainer.errors import Refusal, Stopped
+from trainer.errors import RunFailed, UserError
 from trainer.tracking import writer as tracking
 
 USUAL_PORT = 5000
@@ -32,7 +32,9 @@ def serve(uri: str | None, port: int | None, screen: Screen) -> None:
         return
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.exists():
-        raise Refusal(f"{file}: there is no such database; go to the folder that the runs were started from")
+        raise UserError(
+            f"{file}: there is no such database; go to the folder that the runs were started from"
+        )
     port = port or _free_port()
     with interruptible(), _server(uri, port, screen) as server:
         screen.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
@@ -55,7 +57,7 @@ def _server(uri: str, port: int, screen: Screen) -> Iterator[subprocess.Popen]:
             with screen.waiting("starting the MLflow server"):
                 if not _answers(server, port):
                     log.seek(0)
-                    raise Stopped(f"the MLflow server did not start:\n{log.read().strip()}")
+                    raise RunFailed(f"the MLflow server did not start:\n{log.read().strip()}")
             yield server
         finally:
             os.killpg(server.pid, 15)
@@ -83,4 +85,4 @@ def _free_port() -> int:
             except OSError:
                 continue
             return probe.getsockname()[1]
-    raise Stopped("no port of this machine is free")
+    raise RunFailed("no port of this machine is free")

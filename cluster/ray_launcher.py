@@ -20,8 +20,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from cluster.driver import Run
-from trainer.errors import Refusal, Stopped
+from cluster.driver import LaunchContext
+from trainer.errors import RunFailed, UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.journal import Journal
 
@@ -51,7 +51,7 @@ LOOPBACK_ONLY = {
 }
 
 
-def on(address: str | None) -> Callable[[Run], None]:
+def on(address: str | None) -> Callable[[LaunchContext], None]:
     """How to launch on the cluster at `address`; None: on one of our own."""
     return partial(launch, address=address)
 
@@ -71,15 +71,15 @@ def refuse_what_does_not_fit(recipe: Recipe) -> None:
     most = gpus or WORKERS_PER_CORE * cores
     has = f"{gpus} GPUs" if gpus else f"{cores} cores, for at most {WORKERS_PER_CORE} workers each"
     if recipe.run.device == "cuda" and not gpus:
-        raise Refusal("run.device: is cuda, and this machine has no GPU; give auto or cpu")
+        raise UserError("run.device: is cuda, and this machine has no GPU; give auto or cpu")
     if recipe.run.workers > most:
-        raise Refusal(
+        raise UserError(
             f"run.workers: is {recipe.run.workers}, and this machine has {has}; "
             f"give {most} or less, or the --address of a larger cluster"
         )
 
 
-def launch(run: Run, address: str | None) -> None:
+def launch(run: LaunchContext, address: str | None) -> None:
     """Train on Ray, and leave nothing running."""
     os.environ.update(CALM)
     with _connected(run, address):
@@ -88,12 +88,12 @@ def launch(run: Run, address: str | None) -> None:
             _in_background(partial(_train, run, began_at, is_ours=address is None))
 
 
-def _connected(run: Run, address: str | None) -> AbstractContextManager[None]:
+def _connected(run: LaunchContext, address: str | None) -> AbstractContextManager[None]:
     return _own_cluster(run) if address is None else _existing_cluster(run, address)
 
 
 @contextmanager
-def _own_cluster(run: Run) -> Iterator[None]:
+def _own_cluster(run: LaunchContext) -> Iterator[None]:
     """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
@@ -126,7 +126,7 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _existing_cluster(run: Run, address: str) -> Iterator[None]:
+def _existing_cluster(run: LaunchContext, address: str) -> Iterator[None]:
     """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     try:
@@ -197,7 +197,7 @@ def _in_background(work: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def _train(run: Run, began_at: float, is_ours: bool) -> None:
+def _train(run: LaunchContext, began_at: float, is_ours: bool) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     from data_echo.prepare.ray_pool import Growth, start_pool
@@ -227,7 +227,7 @@ def _train(run: Run, began_at: float, is_ours: bool) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise Stopped(_why(error)) from error
+        raise RunFailed(_why(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -275,7 +275,7 @@ def work(config: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     folder = Path(config["order"].folder)
     if not folder.is_dir():
-        raise Stopped(
+        raise RunFailed(
             f"checkpoint.dir: {folder} is not there on every node; give a folder that all nodes share"
         )
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())

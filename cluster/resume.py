@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster import mirror, run_folder
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.plan import provenance
 from trainer.plan.provenance import Provenance
 from trainer.recipe import loader as door
@@ -33,14 +33,15 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
     """The newest run of the recipe's name.
 
     Raises:
-        Refusal: there is none, it is finished, or it differs in what is not accepted.
+        UserError: there is none, it is finished, or it differs in what is not accepted.
     """
     if recipe.checkpoint.mirror is not None:
-        mirror.bring(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
+        mirror.fetch(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
     folder = run_folder.newest(recipe.checkpoint.dir, recipe.name)
     if (end := journals.last(folder)) and end["kind"] == "end" and end["status"] == "FINISHED":
-        raise Refusal(
-            f"--resume: {run_folder.near(folder)} is finished; leave --resume out to start a new run"
+        raise UserError(
+            f"--resume: {run_folder.relative_to_cwd(folder)} is finished; "
+            "leave --resume out to start a new run"
         )
     changed = {"recipe": _recipe_changes(folder, recipe)}
     newest = Checkpoints(folder / CHECKPOINTS, keep=1).newest_whole()
@@ -51,12 +52,12 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
     if refused:
         flags = " ".join(f"--accept {what}" for what in refused)
         cure = f"--resume: goes on with what the run began with; {flags} goes on all the same"
-        raise Refusal("\n".join([*_shortened(refused.values()), cure]))
+        raise UserError("\n".join([*_shortened(refused.values()), cure]))
     return Found(folder, _shortened(changed.values()), newest is None)
 
 
 def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
-    """A line per key with another value; Refusal for those under which no checkpoint can be gone on with."""
+    """A line per key with another value; UserError for those under which no checkpoint can be resumed."""
     stored = folder / run_folder.RECIPE
     before = tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
     now = tracking.flat(recipe.model_dump(mode="json", by_alias=True))
@@ -68,7 +69,7 @@ def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
     lost = [line for key, line in changed.items() if f"{key}.".startswith(tuple(f"{k}." for k in MUST_STAY))]
     if lost:
         cure = "--resume: a checkpoint means nothing under these; start a new run without --resume"
-        raise Refusal(
+        raise UserError(
             "\n".join([*lost, f"{cure}, from its weights with init.from={folder.name} if you like"])
         )
     return list(changed.values())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import Refusal
+from trainer.errors import UserError
 
 RECIPE, PLAN, LOG = "recipe.yaml", "plan.txt", "lockstep.log"
 
@@ -27,30 +27,30 @@ def create(directory: str | Path, name: str, above: int = 0) -> Path:
                 continue
             return folder
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"checkpoint.dir: {parent} cannot hold runs ({error.strerror}); give one that can be written to"
         ) from error
     raise AssertionError("counting has no end")
 
 
 def newest(directory: str | Path, name: str) -> Path:
-    """The folder with the highest number. Refusal where there is none."""
+    """The folder with the highest number. UserError where there is none."""
     runs = sorted(numbered(Path(directory).absolute(), name))
     if not runs:
-        raise Refusal(
+        raise UserError(
             f"--resume: {directory} holds no run of {name}; leave --resume out to start the first one"
         )
     return runs[-1][1]
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone; a second one is refused. A process that dies lets go."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise Refusal(
+        raise UserError(
             f"{folder}: is being trained by another process; wait for it or stop it first"
         ) from error
     else:
@@ -67,6 +67,6 @@ def numbered(parent: Path, name: str) -> Iterator[tuple[int, Path]]:
             yield int(match[1]), path
 
 
-def near(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """A path as the user would type it from here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

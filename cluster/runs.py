@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import run_folder
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.recipe import loader as door
 from trainer.recipe.checkpoint import CHECKPOINTS
 from trainer.run_folder import journal
@@ -58,7 +58,7 @@ def listing(directory: str) -> list[str]:
     """One line per run in `directory`, oldest first."""
     summaries = sorted(map(Summary.of, _folders(directory)), key=lambda summary: summary.began_at)
     if not summaries:
-        raise Refusal(f"{directory}: holds no run; give the folder that a recipe's checkpoint.dir names")
+        raise UserError(f"{directory}: holds no run; give the folder that a recipe's checkpoint.dir names")
     return _table([("run", "began", "status", "steps", "examples", "test"), *(s.row() for s in summaries)])
 
 
@@ -95,11 +95,11 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
     for folder in [_named(directory, name) for name in names] or _folders(directory):
         if Summary.of(folder).status != "FINISHED":
             if names:
-                raise Refusal(f"{folder}: is not finished; its checkpoints are what it would go on from")
+                raise UserError(f"{folder}: is not finished; its checkpoints are what it would go on from")
             continue
         checkpoints = folder / CHECKPOINTS
         freed = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
-        with run_folder.claimed(folder):
+        with run_folder.locked(folder):
             shutil.rmtree(checkpoints, ignore_errors=True)
         lines.append(f"{folder.name}: {freed / 1e6:,.1f} MB of checkpoints removed")
     return lines or ["no finished run has checkpoints"]
@@ -114,7 +114,7 @@ def _named(directory: str, name: str) -> Path:
         if (folder / run_folder.RECIPE).is_file():
             return folder
     known = ", ".join(folder.name for folder in _folders(directory)) or "none"
-    raise Refusal(f"{name}: is no run in {directory}; there are {known}")
+    raise UserError(f"{name}: is no run in {directory}; there are {known}")
 
 
 def _recipe(folder: Path) -> dict[str, str]:

@@ -18,21 +18,23 @@ _HOMES = {
     "TextSource": "sources.text",
     "Draw": "draws",
     "Draws": "draws",
-    "Deal": "order.permutation",
+    "ShuffledOrder": "order.permutation",
     "MicroBatch": "order.schedule",
     "Schedule": "order.schedule",
     "order_lines": "order.listing",
-    "Order": "prepare.preparer",
+    "PrepareRequest": "prepare.preparer",
     "Preparer": "prepare.preparer",
     "InlinePreparer": "prepare.preparer",
     "ProcessPreparer": "prepare.processes",
     "FactorController": "echo_controller",
-    "Feed": "loader",
+    "EchoLoader": "loader",
 }
+_FORMER = {"Deal": "ShuffledOrder", "Feed": "EchoLoader", "Order": "PrepareRequest"}
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

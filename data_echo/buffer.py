@@ -7,7 +7,7 @@ import torch
 
 from data_echo.errors import DataError
 from data_echo.order.hashing import Ints
-from data_echo.prepare.preparer import Block
+from data_echo.prepare.preparer import PreparedArrays
 
 # torch moves and views these, but cannot gather them; their bytes are kept as signed numbers.
 _KEPT_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -49,7 +49,7 @@ class ExampleBuffer:
         """Bytes of storage."""
         return sum(column.nbytes for column in self._columns.values())
 
-    def put(self, block: Block) -> Ints:
+    def put(self, block: PreparedArrays) -> Ints:
         """Store a block's examples; returns their rows."""
         count = len(next(iter(block.values())))
         if count > self._free_rows:

@@ -15,7 +15,7 @@ from data_echo.draws import Draws
 from data_echo.errors import DataError
 from data_echo.order.hashing import Ints
 from data_echo.order.schedule import LaneReader, MicroBatch, Schedule
-from data_echo.prepare.preparer import Block, Order, Preparer
+from data_echo.prepare.preparer import PreparedArrays, Preparer, PrepareRequest
 
 # Orders are small enough to share out and to start soon, and large enough that their own cost vanishes.
 _ORDER_EXAMPLES = 512
@@ -24,7 +24,7 @@ _ORDER_S = 0.05
 _LEAST_DEPTH = 8  # orders
 
 
-class Feed:
+class EchoLoader:
     """Micro-batches of some lanes of a schedule, from any position on.
 
     The buffer is a cache: a feed that starts in the middle reads again what is still to be echoed.
@@ -127,16 +127,16 @@ class Feed:
             "received_bytes": self._buffer.bytes_received,
             "waited_s": self.waited_s,
             "processes": self._preparer.processes,
-            "prepared": self._preparer.tally.examples,
-            "work_s": self._preparer.tally.work_s,
+            "prepared": self._preparer.stats.examples,
+            "work_s": self._preparer.stats.work_s,
             "upstream_s": self.upstream_s(),
-            "skipped": len(self._preparer.tally.skipped),
+            "skipped": len(self._preparer.stats.skipped),
         }
 
     def upstream_s(self) -> float:
         """Seconds per fresh example if every process of the preparer were always busy; 0 before the first."""
-        tally = self._preparer.tally
-        return tally.work_s / max(1, tally.examples) / max(1, self._preparer.processes)
+        stats = self._preparer.stats
+        return stats.work_s / max(1, stats.examples) / max(1, self._preparer.processes)
 
     def close(self) -> None:
         """Forget everything; orders under way are left to the preparer."""
@@ -152,7 +152,7 @@ class Feed:
     def _order(self, lane: _Lane) -> None:
         fresh = lane.next_needed(self._order_examples)
         pass_number, index = self._schedule.deal.dealt(lane.number, fresh)
-        lane.waiting.append((self._preparer.order(Order(self._split, pass_number, index)), fresh))
+        lane.waiting.append((self._preparer.submit(PrepareRequest(self._split, pass_number, index)), fresh))
         self._under_way += 1
 
     def _receive(self, lane: _Lane) -> None:
@@ -167,11 +167,11 @@ class Feed:
         self._buffer.release(lane.keep(fresh, self._buffer.put(block)))
         self._order_examples = self._fitting(block)
 
-    def _fitting(self, block: Block) -> int:
+    def _fitting(self, block: PreparedArrays) -> int:
         """Examples of an order that is neither too large nor too long, judged by a block that came."""
-        examples, tally = len(next(iter(block.values()))), self._preparer.tally
+        examples, stats = len(next(iter(block.values()))), self._preparer.stats
         by_size = _ORDER_BYTES * examples // max(1, sum(array.nbytes for array in block.values()))
-        by_time = int(_ORDER_S * tally.examples / max(tally.work_s, 1e-9))
+        by_time = int(_ORDER_S * stats.examples / max(stats.work_s, 1e-9))
         return max(1, min(_ORDER_EXAMPLES, by_size, by_time))
 
 

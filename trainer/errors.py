@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-class Refusal(Exception):  # noqa: N818 (it is no error of ours)
+class UserError(Exception):
     """The user's own mistake, found before anything starts: only the message is shown, the exit code is 2."""
 
 
-class Stopped(Exception):  # noqa: N818
+class RunFailed(Exception):  # noqa: N818
     """A run that stops for a reason found later: it is marked FAILED with the reason, the exit code is 1."""
 
 
@@ -31,7 +31,7 @@ class Problem:
         return ": ".join(part for part in (where, self.key, f"{self.wrong}; {self.right}") if part)
 
 
-class RecipeError(Refusal):
+class RecipeError(UserError):
     """Everything that is wrong with a recipe, at once; `str()` gives one line per problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from trainer.compute.autotune import is_out_of_memory
-from trainer.compute.step_timer import Stopwatch
-from trainer.errors import Stopped
+from trainer.compute.step_timer import StepTimer
+from trainer.errors import RunFailed
 from trainer.training import Training
 
 
-class NotFinite(Stopped):
+class NotFinite(RunFailed):
     """A loss or a gradient is not finite, on all workers in the same step; the weights are those before
     it.
     """
@@ -43,20 +43,20 @@ def steps(run: Training) -> Iterator[Step]:
 
     Raises:
         NotFinite: a loss or a gradient is not, and the recipe's guard does not skip it.
-        Stopped: something went wrong on one of the workers.
+        RunFailed: something went wrong on one of the workers.
     """
     progress, plan, micro = run.progress, run.plan, run.recipe.batch.micro
-    watch = Stopwatch(run.group.device)
+    watch = StepTimer(run.group.device)
     while not run.finished:
         watch.start()
-        waited_s = run.feed.waited_s
+        waited_s = run.loader.waited_s
         micro_batches = plan.micro_batches_at(progress.examples)
         batch = micro_batches * micro
         rate = run.rate.rate(progress.examples, batch) * run.rate_factor()
 
         run.optimizer.zero_grad()
         run.reduction.begin()
-        trouble = _accumulate(run, run.share(micro_batches))
+        trouble = _accumulate(run, run.own_micro_batches(micro_batches))
         watch.lap("compute")
         sums = run.reduction.finish()
         watch.lap("communication")
@@ -80,7 +80,7 @@ def steps(run: Training) -> Iterator[Step]:
         progress.examples += batch
         if run.average is not None:
             run.average.update(run, batch)
-        seconds = watch.seconds(of_compute={"wait": run.feed.waited_s - waited_s})
+        seconds = watch.seconds(of_compute={"wait": run.loader.waited_s - waited_s})
         skipped = progress.skipped + run.scale.skipped
         yield Step(progress.step, progress.examples, batch, loss, rate, norm, scale, skipped, seconds)
 
@@ -107,16 +107,16 @@ def _accumulate(run: Training, micro_batches: list[int]) -> Exception | None:
 
 
 def _starts_over(run: Training, trouble: Exception | None) -> bool:
-    """Whether the step is to be tried again with less memory, as all workers see it. Stopped, if one of them
-    has other trouble.
+    """Whether the step is to be tried again with less memory, as all workers see it. RunFailed if one of
+    them failed otherwise.
     """
     execution = run.passes.execution
-    if execution.stack > 1 and any(run.group.gather(isinstance(trouble, torch.OutOfMemoryError))):
+    if execution.stack > 1 and any(run.group.all_gather(isinstance(trouble, torch.OutOfMemoryError))):
         run.passes.execution = execution.with_less_memory()
-        run.read_again()
+        run.rewind_loader()
         return True
-    if (reason := run.group.first(trouble)) is not None:
-        raise Stopped(f"{_where(run)}: {reason}") from trouble
+    if (reason := run.group.first_failure(trouble)) is not None:
+        raise RunFailed(f"{_where(run)}: {reason}") from trouble
     return False
 
 

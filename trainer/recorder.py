@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 from trainer.profiling import profiled
 from trainer.recipe.checkpoint import CHECKPOINTS
 from trainer.run_folder import journal as journals
@@ -24,13 +24,13 @@ from trainer.training import State, Training
 
 if TYPE_CHECKING:
     from trainer.loop import Step
-    from trainer.worker import RunOrder
+    from trainer.worker import RunSpec
 
 
-class Record:
+class Recorder:
     """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0."""
 
-    def __init__(self, order: RunOrder, group: Group):
+    def __init__(self, order: RunSpec, group: WorkerGroup):
         self.order, self.group, self.folder = order, group, Path(order.folder)
         keeping = order.recipe.checkpoint
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keeping.keep, keeping.best)
@@ -56,7 +56,7 @@ class Record:
         if self.group.rank == 0:
             self.checkpoints.wait()
             newest, decisions = self.checkpoints.newest_whole(), Decisions.of(journals.read(self.folder))
-        newest, decisions = self.group.share((newest, decisions))
+        newest, decisions = self.group.broadcast((newest, decisions))
         return (None if newest is None else read(newest)), decisions
 
     def decide(self, position: int, what: str, value: Any) -> None:

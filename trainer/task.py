@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainer.errors import Problem, RecipeError, Refusal
+from trainer.errors import Problem, RecipeError, UserError
 from trainer.recipe.schema import TaskSection
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def refuse_shadows(folder: Path) -> None:
             if is_module and shadow.resolve() != ours:
                 is_checkout = all((folder / package / "__init__.py").is_file() for package in PACKAGES)
                 cure = "install this checkout with `pip install -e .`" if is_checkout else "rename it"
-                raise Refusal(
+                raise UserError(
                     f"{shadow}: has the name of Lockstep's own package {name} and would be imported instead; "
                     f"{cure}, or run from another folder"
                 )

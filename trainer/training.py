@@ -14,22 +14,22 @@ import torch.distributed as dist
 from torch import nn
 
 import optim
-from data_echo import Feed, Preparer, Schedule
+from data_echo import EchoLoader, Preparer, Schedule
 from trainer.compute import autotune as execution
 from trainer.compute import initial_weights as weights
 from trainer.compute.activation_checkpointing import recompute
 from trainer.compute.autotune import Execution
 from trainer.compute.batch_norm import BatchNorms
-from trainer.compute.forward_backward import Passes
+from trainer.compute.forward_backward import ForwardBackward
 from trainer.compute.precision import LossScale
 from trainer.compute.weight_averaging import RunningAverage
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.plan import plan as planning
 from trainer.plan.plan import Plan
 from trainer.plan.schedules import LearningRate
-from trainer.recipe.durations import Length
+from trainer.recipe.durations import Duration
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.decisions import Decisions
 from trainer.task import Task
@@ -54,14 +54,14 @@ class Training:
 
     recipe: Recipe
     plan: Plan
-    group: Group
+    group: WorkerGroup
     model: nn.Module
     optimizer: torch.optim.Optimizer
     names: list[str]  # of the parameters, in the optimizer's order
     norms: BatchNorms
     preparer: Preparer
-    feed: Feed
-    passes: Passes
+    loader: EchoLoader
+    passes: ForwardBackward
     reduction: Reduction
     rate: LearningRate
     schedule: Schedule
@@ -84,7 +84,7 @@ class Training:
         """What losses are multiplied by for the backward pass."""
         return self.passes.scale
 
-    def in_examples(self, length: Length) -> int:
+    def in_examples(self, length: Duration) -> int:
         """A length of the recipe's in served examples."""
         return self.rate.in_examples(length)
 
@@ -93,15 +93,15 @@ class Training:
         taken = self.decisions.rate_factors
         return math.prod(factor for start, factor in taken if start <= self.progress.position)
 
-    def share(self, micro_batches: int) -> list[int]:
+    def own_micro_batches(self, micro_batches: int) -> list[int]:
         """The next step's micro-batches that this worker serves."""
         start = self.progress.position
-        return [j for j in range(start, start + micro_batches) if self.feed.serves(j)]
+        return [j for j in range(start, start + micro_batches) if self.loader.serves(j)]
 
-    def read_again(self) -> None:
+    def rewind_loader(self) -> None:
         """Go back to where the step began, so that its micro-batches are served once more."""
-        self.feed.close()
-        self.feed = self.passes.feed = _feed(
+        self.loader.close()
+        self.loader = self.passes.loader = _echo_loader(
             self.recipe, self.group, self.schedule, self.preparer, self.progress.position
         )
 
@@ -121,7 +121,7 @@ def build(
     recipe: Recipe,
     plan: Plan,
     task: Task,
-    group: Group,
+    group: WorkerGroup,
     preparer: Preparer,
     state: State | None = None,
     decisions: Decisions = NONE_TAKEN,
@@ -144,9 +144,11 @@ def build(
     schedule = planning.echo_schedule(recipe, plan.examples["train"])
     for position, factor in decisions.echo_factors:
         schedule.change(position, factor)
-    feed = _feed(recipe, group, schedule, preparer, progress.position)
+    loader = _echo_loader(recipe, group, schedule, preparer, progress.position)
     precision = recipe.train.precision
-    passes = Passes(task, model, norms, feed, seed=recipe.seed, device=group.device, precision=precision)
+    passes = ForwardBackward(
+        task, model, norms, loader, seed=recipe.seed, device=group.device, precision=precision
+    )
     passes.scale = LossScale(**state["scale"]) if state else LossScale.of(precision, recipe.batch.micro)
     training = Training(
         recipe=recipe,
@@ -157,7 +159,7 @@ def build(
         names=names,
         norms=norms,
         preparer=preparer,
-        feed=feed,
+        loader=loader,
         passes=passes,
         reduction=_reduction(recipe, plan, group, optimizer, len(passes.statistics)),
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
@@ -187,7 +189,7 @@ def _settle(training: Training, state: State | None) -> None:
     torch.set_num_threads(passes.execution.threads)
 
 
-def _model(recipe: Recipe, task: Task, group: Group) -> nn.Module:
+def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
     random.seed(recipe.seed)
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
@@ -238,14 +240,16 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _reduction(recipe: Recipe, plan: Plan, group: Group, optimizer: Any, statistics: int) -> Reduction:
+def _reduction(recipe: Recipe, plan: Plan, group: WorkerGroup, optimizer: Any, statistics: int) -> Reduction:
     if recipe.run.reduction == "exact":
         return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, _parameters(optimizer), statistics)
 
 
-def _feed(recipe: Recipe, group: Group, schedule: Schedule, preparer: Preparer, position: int) -> Feed:
-    return Feed(
+def _echo_loader(
+    recipe: Recipe, group: WorkerGroup, schedule: Schedule, preparer: Preparer, position: int
+) -> EchoLoader:
+    return EchoLoader(
         schedule,
         preparer,
         lanes=[lane for lane in range(recipe.batch.lanes) if group.owns(lane)],
@@ -261,17 +265,17 @@ def _choose_execution(training: Training) -> None:
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
     training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
     choice = None
-    with group.in_step("the first micro-batches"):
+    with group.raise_on_all("the first micro-batches"):
         if group.rank == 0:
             choice = execution.choose(
                 training.passes,
-                training.share(training.plan.micro_batches_at(training.progress.examples)),
+                training.own_micro_batches(training.plan.micro_batches_at(training.progress.examples)),
                 training.optimizer.flat.gradients,  # type: ignore[attr-defined]
                 most=execution.stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
                 threads=execution.cores_per_worker(run.workers),
                 compiled=run.compile,
             )
-    training.passes.execution = group.share(choice)
+    training.passes.execution = group.broadcast(choice)
 
 
 def _named_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> State:
@@ -285,7 +289,7 @@ def _named_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Stat
 def _load_named_state(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: State) -> None:
     current = optimizer.state_dict()["param_groups"]
     if set(saved["state"]) - set(names) or len(saved["groups"]) != len(current):
-        raise Refusal(
+        raise UserError(
             "the checkpoint's optimizer state is of other parameters; resume with the recipe it came from"
         )
     number = {name: index for index, name in enumerate(names)}

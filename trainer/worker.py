@@ -14,21 +14,21 @@ from data_echo import InlinePreparer, Preparer
 from trainer.adaptive import auto_echo as echoing
 from trainer.adaptive.bad_examples import SkippedExamples
 from trainer.compute.evaluation import Evaluation
-from trainer.distributed.group import Group
-from trainer.errors import Refusal, Stopped
+from trainer.distributed.group import WorkerGroup
+from trainer.errors import RunFailed, UserError
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan import plan as planning
 from trainer.plan.provenance import Provenance
 from trainer.recipe.durations import Interval, SavingInterval
 from trainer.recipe.schema import Recipe
-from trainer.recorder import Record
+from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
 from trainer.task import Task
 from trainer.training import Training, build
 
 
 @dataclass(frozen=True)
-class RunOrder:
+class RunSpec:
     """What every worker of a run is told. It travels between processes."""
 
     recipe: Recipe
@@ -47,23 +47,23 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
+def run_worker(order: RunSpec, preparer: Preparer | None = None) -> Outcome:
     """Train as one worker of the group this process belongs to; all workers return the same outcome.
 
     Goes on from the newest whole checkpoint in the run's folder, if there is one. Without a `preparer` the
-    examples are prepared in line. A run that stops itself (Stopped) returns a FAILED outcome: trying again
+    examples are prepared in line. A run that stops itself (RunFailed) returns a FAILED outcome: trying again
     would stop it again.
     """
-    group = Group.join(order.recipe.run.device)
+    group = WorkerGroup.join(order.recipe.run.device)
     task = order.make_task()
     skip_bad = order.recipe.task.skip_bad > 0
     own = preparer or InlinePreparer(task, order.recipe.seed, skip_bad=skip_bad)
-    record = Record(order, group)
+    record = Recorder(order, group)
     try:
         metrics = _train(order.recipe, group, task, own, record)
         record.write("end", status="FINISHED", reason=None, metrics=metrics)
         return Outcome("FINISHED", metrics=metrics)
-    except (Stopped, Refusal) as error:
+    except (RunFailed, UserError) as error:
         record.write("end", status="FAILED", reason=str(error), metrics={})
         return Outcome("FAILED", str(error))
     except KeyboardInterrupt:
@@ -75,7 +75,9 @@ def run_worker(order: RunOrder, preparer: Preparer | None = None) -> Outcome:
         group.leave()
 
 
-def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record: Record) -> dict[str, float]:
+def _train(
+    recipe: Recipe, group: WorkerGroup, task: Task, preparer: Preparer, record: Recorder
+) -> dict[str, float]:
     """Train to the end, going back to the last checkpoint where the recipe's guard says so; the test
     metrics.
     """
@@ -95,7 +97,7 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
             _follow(training, validation, skipped, record)
             break
         except NotFinite as error:
-            training.feed.close()
+            training.loader.close()
             _roll_back(training, error, record)
     if training.average is not None:
         training.average.reestimate_batch_norm(training)
@@ -105,7 +107,7 @@ def _train(recipe: Recipe, group: Group, task: Task, preparer: Preparer, record:
     return metrics
 
 
-def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Record) -> None:
+def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Recorder) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe = training.recipe
     echo = execution = None
@@ -134,7 +136,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
         raise NotFinite("the last update made weights that are not finite; lower optimizer.lr")
 
 
-def _roll_back(training: Training, error: NotFinite, record: Record) -> None:
+def _roll_back(training: Training, error: NotFinite, record: Recorder) -> None:
     """Decide to go on from the last checkpoint at a lower rate; raise the error again if that is not to
     be.
     """
@@ -146,7 +148,7 @@ def _roll_back(training: Training, error: NotFinite, record: Record) -> None:
     record.decide(position, RATE_FACTOR, guard.rate_factor)
 
 
-def _budget_spent(training: Training, record: Record) -> str | None:
+def _budget_spent(training: Training, record: Recorder) -> str | None:
     """Why the run ends here, if a budget is spent. Rank 0's clock decides for all, and the decision is
     kept.
     """
@@ -154,20 +156,20 @@ def _budget_spent(training: Training, record: Record) -> str | None:
     if budget.fresh and training.schedule.fresh_served(training.progress.position) >= budget.fresh:
         return f"{budget.fresh} fresh examples were served"
     if budget.minutes:
-        is_late = training.group.share(time.time() - record.began_at >= 60 * budget.minutes)
+        is_late = training.group.broadcast(time.time() - record.began_at >= 60 * budget.minutes)
         if is_late:
             record.decide(training.progress.position, STOP, f"{budget.minutes:g} minutes")
             return f"{budget.minutes:g} minutes have passed"
     return None
 
 
-def _target_reached(training: Training, metrics: dict[str, float], record: Record) -> str | None:
+def _target_reached(training: Training, metrics: dict[str, float], record: Recorder) -> str | None:
     """Why the run ends here, if the target metric is reached; the first time is noted exactly."""
     target = training.recipe.train.target
     if target is None:
         return None
     if target.metric not in metrics:
-        raise Stopped(f"train.target: the task has no metric {target.metric}; it has {', '.join(metrics)}")
+        raise RunFailed(f"train.target: the task has no metric {target.metric}; it has {', '.join(metrics)}")
     value = metrics[target.metric]
     if not target.reached(value):
         return None
@@ -184,7 +186,7 @@ def _target_reached(training: Training, metrics: dict[str, float], record: Recor
     return f"{target.metric} reached {value:.4g}"
 
 
-def _evaluate(evaluation: Evaluation, training: Training, record: Record) -> dict[str, float]:
+def _evaluate(evaluation: Evaluation, training: Training, record: Recorder) -> dict[str, float]:
     """The metrics of a split, those of the averaged weights beside them."""
     metrics = evaluation.measure(training.model)
     if training.average is not None:
@@ -203,7 +205,7 @@ def _passed(every: Interval, step: Step, training: Training) -> bool:
     return step.examples // length > (step.examples - step.batch) // length
 
 
-def _save_due(every: SavingInterval, step: Step, training: Training, record: Record) -> bool:
+def _save_due(every: SavingInterval, step: Step, training: Training, record: Recorder) -> bool:
     if every.minutes is not None:  # rank 0's clock alone decides: saving changes nothing
         return time.monotonic() - record.saved_at >= 60 * every.minutes
     return _passed(every, step, training)

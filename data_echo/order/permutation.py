@@ -14,7 +14,7 @@ _TABLE_EXAMPLES = 2**13
 _ROWS, _BLOCKS, _WINDOWS = 1, 2, 3  # what a key is for
 
 
-class Deal:
+class ShuffledOrder:
     """Fresh position g = f L + l belongs to lane l, and is place g mod N of the permutation of pass g div N.
 
     Every pass deals each example once, in an order that is a function of (seed, pass); all lanes advance at

@@ -15,7 +15,7 @@ from data_echo.errors import DataError
 from data_echo.order.deduplicate import spread_repeats
 from data_echo.order.echo_pattern import Segment
 from data_echo.order.hashing import Ints
-from data_echo.order.permutation import Deal
+from data_echo.order.permutation import ShuffledOrder
 
 _PLAIN_BLOCK_BATCHES = 4  # without echo a block is only what `spread_repeats` may swap within
 _GROUP_SLOTS = (
@@ -79,7 +79,7 @@ class Schedule:
         whole_batches: echo whole micro-batches ("batch echoing") instead of examples.
         max_age: bound on the examples that the run serves between an example's first copy and its last; None:
             the capacity's.
-        block, window: see `Deal`.
+        block, window: see `ShuffledOrder`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Schedule:
         block: int = 1,
         window: int = 16,
     ) -> None:
-        self.deal = Deal(examples, lanes, seed, block=block, window=window)
+        self.deal = ShuffledOrder(examples, lanes, seed, block=block, window=window)
         if not 1 <= micro <= examples:
             raise DataError(f"schedule: micro: {micro} of {examples} examples; between 1 and {examples}")
         self.lanes = lanes

@@ -14,7 +14,7 @@ from data_echo.errors import DataError, ExampleError
 from data_echo.order.hashing import Ints
 from data_echo.sources.source import Source
 
-Block = dict[str, np.ndarray]
+PreparedArrays = dict[str, np.ndarray]
 
 
 class Prepares(Protocol):
@@ -26,7 +26,7 @@ class Prepares(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
+class PrepareRequest:
     """Examples to prepare. The same order always gives the same block, so it can be done again anywhere.
 
     Attributes:
@@ -44,20 +44,20 @@ class Order:
 class Prepared:
     """An order's block, the seconds it took, and the errors of examples that others stand in for."""
 
-    block: Block
+    block: PreparedArrays
     seconds: float
     skipped: list[ExampleError]
 
 
 @dataclass
-class Tally:
+class PrepareStats:
     """What a preparer's orders came to: examples, seconds of work, and the bad examples that were skipped."""
 
     examples: int = 0
     work_s: float = 0.0
     skipped: dict[tuple[str, int], ExampleError] = field(default_factory=dict)
 
-    def count(self, prepared: Prepared) -> Block:
+    def count(self, prepared: Prepared) -> PreparedArrays:
         """Add what came back for an order; returns its block."""
         self.examples += len(next(iter(prepared.block.values())))
         self.work_s += prepared.seconds
@@ -69,24 +69,24 @@ class Preparer(Protocol):
     """Does orders: `order` returns at once with a ticket, `collect` waits for its block, in any order.
 
     Attributes:
-        tally: of what was collected.
+        stats: of what was collected.
     """
 
-    tally: Tally
+    stats: PrepareStats
 
     @property
     def processes(self) -> int:
         """How many prepare at the same time."""
         ...
 
-    def order(self, order: Order) -> Any: ...
+    def submit(self, order: PrepareRequest) -> Any: ...
 
-    def collect(self, ticket: Any) -> Block: ...
+    def collect(self, ticket: Any) -> PreparedArrays: ...
 
     def close(self) -> None: ...
 
 
-class Workbench:
+class PrepareWorker:
     """Does orders where it stands, for whichever process it lives in.
 
     Args:
@@ -103,7 +103,7 @@ class Workbench:
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
 
-    def prepare(self, order: Order) -> Prepared:
+    def prepare(self, order: PrepareRequest) -> Prepared:
         """Do an order.
 
         Raises:
@@ -148,7 +148,7 @@ class Workbench:
         return self._task, self._sources[split]
 
 
-def stacked(examples: list[dict[str, Any]], where: str) -> Block:
+def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
     """One array per key, example first.
 
     Raises:
@@ -178,22 +178,22 @@ class InlinePreparer:
 
     Args:
         task: gives the sources and prepares examples.
-        seed, skip_bad: see `Workbench`.
+        seed, skip_bad: see `PrepareWorker`.
     """
 
     processes = 1
 
     def __init__(self, task: Prepares, seed: int, *, skip_bad: bool = False) -> None:
-        self._workbench = Workbench(lambda: task, seed, skip_bad)
-        self.tally = Tally()
+        self._workbench = PrepareWorker(lambda: task, seed, skip_bad)
+        self.stats = PrepareStats()
 
-    def order(self, order: Order) -> Order:
+    def submit(self, order: PrepareRequest) -> PrepareRequest:
         """Keep an order for later."""
         return order
 
-    def collect(self, ticket: Order) -> Block:
+    def collect(self, ticket: PrepareRequest) -> PreparedArrays:
         """Do an order."""
-        return self.tally.count(self._workbench.prepare(ticket))
+        return self.stats.count(self._workbench.prepare(ticket))
 
     def close(self) -> None:
         """Nothing is held."""

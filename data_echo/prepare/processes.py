@@ -9,14 +9,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from data_echo.errors import DataError
-from data_echo.prepare.preparer import Block, Order, Prepared, Prepares, Tally, Workbench
+from data_echo.prepare.preparer import (
+    Prepared,
+    PreparedArrays,
+    PrepareRequest,
+    Prepares,
+    PrepareStats,
+    PrepareWorker,
+)
 
-_workbench: Workbench  # one in each process of the pool
+_workbench: PrepareWorker  # one in each process of the pool
 
 
 @dataclass
 class _Ticket:
-    order: Order
+    order: PrepareRequest
     result: Future[Prepared]
 
 
@@ -25,7 +32,7 @@ class ProcessPreparer:
 
     Args:
         make_task: gives the task in each process; picklable.
-        seed, skip_bad: see `Workbench`.
+        seed, skip_bad: see `PrepareWorker`.
         processes: how many.
     """
 
@@ -35,19 +42,19 @@ class ProcessPreparer:
         if processes < 1:
             raise DataError(f"pool: processes: {processes}; at least 1")
         self.processes = processes
-        self.tally = Tally()
+        self.stats = PrepareStats()
         self._workbench = (make_task, seed, skip_bad)
         self._executor = self._started()
 
-    def order(self, order: Order) -> _Ticket:
+    def submit(self, order: PrepareRequest) -> _Ticket:
         """Hand in an order."""
         return _Ticket(order, self._submitted(order))
 
-    def collect(self, ticket: _Ticket) -> Block:
+    def collect(self, ticket: _Ticket) -> PreparedArrays:
         """Wait for an order's block."""
         while True:
             try:
-                return self.tally.count(ticket.result.result())
+                return self.stats.count(ticket.result.result())
             except BrokenProcessPool:
                 ticket.result = self._submitted(ticket.order)
 
@@ -55,7 +62,7 @@ class ProcessPreparer:
         """End the processes."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _submitted(self, order: Order) -> Future[Prepared]:
+    def _submitted(self, order: PrepareRequest) -> Future[Prepared]:
         try:
             return self._executor.submit(_prepared, order)
         except BrokenProcessPool:
@@ -71,8 +78,8 @@ class ProcessPreparer:
 
 def _begin(make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
     global _workbench
-    _workbench = Workbench(make_task, seed, skip_bad)
+    _workbench = PrepareWorker(make_task, seed, skip_bad)
 
 
-def _prepared(order: Order) -> Prepared:
+def _prepared(order: PrepareRequest) -> Prepared:
     return _workbench.prepare(order)

@@ -16,7 +16,14 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError
 
 from data_echo.errors import DataError
-from data_echo.prepare.preparer import Block, Order, Prepared, Prepares, Tally, Workbench
+from data_echo.prepare.preparer import (
+    Prepared,
+    PreparedArrays,
+    PrepareRequest,
+    Prepares,
+    PrepareStats,
+    PrepareWorker,
+)
 
 # Shares of its time that a worker waits: above the one its pool is too small, below the other maybe too big.
 _WAITING, _IDLE = 0.1, 0.01
@@ -28,17 +35,17 @@ class PoolActor:
 
     Args:
         make_task: gives the task; called with the first order, so that its errors come back like any other.
-        seed, skip_bad: see `Workbench`.
+        seed, skip_bad: see `PrepareWorker`.
     """
 
     def __init__(self, make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
-        self._workbench = Workbench(make_task, seed, skip_bad)
+        self._workbench = PrepareWorker(make_task, seed, skip_bad)
         self._busy_s = 0.0
 
     def ready(self) -> None:
         """Answer, now that the process is there."""
 
-    def prepare(self, order: Order) -> tuple[Prepared | DataError, float]:
+    def prepare(self, order: PrepareRequest) -> tuple[Prepared | DataError, float]:
         """Do an order; returns also the seconds that this actor has worked in all, for whomever.
 
         What is wrong with an order is returned too, since Ray would bury it in a traceback.
@@ -84,7 +91,7 @@ def start_pool(
 
     Args:
         make_task: gives the task in each actor; picklable.
-        seed, skip_bad: see `Workbench`.
+        seed, skip_bad: see `PrepareWorker`.
         size: how many.
         options: of Ray's actors; by default one CPU each, restarted and their orders repeated without end.
     """
@@ -100,7 +107,7 @@ def _actor(make_task: Callable[[], Prepares], seed: int, skip_bad: bool, options
 
 @dataclass
 class _Ticket:
-    order: Order
+    order: PrepareRequest
     actor: Any
     result: Future[tuple[Prepared | DataError, float]]
 
@@ -114,7 +121,7 @@ class PoolPreparer:
     """
 
     def __init__(self, actors: Sequence[Any], growth: Growth | None = None) -> None:
-        self.tally = Tally()
+        self.stats = PrepareStats()
         self._orders_at = dict.fromkeys(actors, 0)
         self._demand = _Demand(growth, len(actors)) if growth else None
 
@@ -123,7 +130,7 @@ class PoolPreparer:
         """Actors that take orders."""
         return len(self._orders_at)
 
-    def order(self, order: Order) -> _Ticket:
+    def submit(self, order: PrepareRequest) -> _Ticket:
         """Hand in an order, to the actor with the fewest of ours."""
         if self._demand:
             for actor in self._demand.arrived():
@@ -135,7 +142,7 @@ class PoolPreparer:
         # As a future, Ray brings and unpacks the block while this thread does something else.
         return _Ticket(order, actor, actor.prepare.remote(order).future())
 
-    def collect(self, ticket: _Ticket) -> Block:
+    def collect(self, ticket: _Ticket) -> PreparedArrays:
         """Wait for an order's block."""
         started = time.perf_counter()
         while True:
@@ -144,7 +151,7 @@ class PoolPreparer:
                 break
             except (ActorDiedError, ActorUnavailableError, ObjectLostError):
                 self._orders_at.pop(ticket.actor, None)
-                again = self.order(ticket.order)
+                again = self.submit(ticket.order)
                 ticket.actor, ticket.result = again.actor, again.result
         if ticket.actor in self._orders_at:
             self._orders_at[ticket.actor] -= 1
@@ -153,7 +160,7 @@ class PoolPreparer:
             self._orders_at.pop(self._demand.leaving(), None)
         if isinstance(prepared, DataError):
             raise prepared
-        return self.tally.count(prepared)
+        return self.stats.count(prepared)
 
     def close(self) -> None:
         """Nothing is held; the actors belong to whoever started them."""

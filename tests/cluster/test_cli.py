@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from cluster.cli import lockstep
 from tests.cluster.commands import environment, user_folder
-from trainer.errors import Stopped
+from trainer.errors import RunFailed
 
 
 def invoke(*arguments: str):
@@ -88,7 +88,7 @@ def test_more_workers_than_the_machine_carries_are_refused(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (Stopped("the loss is nan"), 1, "failed: the loss is nan"),
+        (RunFailed("the loss is nan"), 1, "failed: the loss is nan"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("a bug"), 1, "failed: ValueError: a bug\n--debug shows where"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from cluster import jobs
 from tests.cluster.commands import user_folder
-from trainer.errors import Refusal
+from trainer.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_nothing_of_our_environment_enters_a_job(monkeypatch):
 )
 def test_what_could_not_work_is_refused_before_it_is_sent(folder, path, overrides, message):
     (folder.parent / "elsewhere.yaml").write_text((folder / "tiny.yaml").read_text())
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         jobs.job(path, overrides)
 
 
@@ -68,11 +68,11 @@ def test_the_token_travels_inside_this_machine_or_encrypted(address):
     "address", ["head.example.com:8265", "http://10.0.0.7:8265", "http://localhost.evil.com"]
 )
 def test_the_token_never_travels_in_the_open(address):
-    with pytest.raises(Refusal, match=r"would send the cluster's token in the open.*ssh -N -L"):
+    with pytest.raises(UserError, match=r"would send the cluster's token in the open.*ssh -N -L"):
         jobs.head_url(address)
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "file:///etc/passwd"])
 def test_what_is_no_heads_address_is_refused(address):
-    with pytest.raises(Refusal, match="HOST:PORT of the head's dashboard"):
+    with pytest.raises(UserError, match="HOST:PORT of the head's dashboard"):
         jobs.head_url(address)

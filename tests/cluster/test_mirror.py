@@ -11,7 +11,7 @@ import torch
 from cluster import mirror
 from cluster.console import Screen
 from cluster.mirror import Mirror
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.run_folder.checkpoints import Checkpoints, load
 from trainer.run_folder.journal import Journal
 
@@ -133,7 +133,7 @@ def test_another_runs_copy_is_left_alone(tmp_path: Path, folder: Path):
     Mirror(str(tmp_path / "there"), folder).push()
     before = contents(tmp_path / "there")
     (folder / "journal.jsonl").write_text('{"kind": "start", "time": 5}\n')
-    with pytest.raises(Refusal, match="is another run's"):
+    with pytest.raises(UserError, match="is another run's"):
         Mirror(str(tmp_path / "there"), folder).push()
     assert contents(tmp_path / "there") == before
 
@@ -141,7 +141,7 @@ def test_another_runs_copy_is_left_alone(tmp_path: Path, folder: Path):
 def test_a_machine_without_the_run_gets_it(tmp_path: Path, folder: Path):
     Mirror(str(tmp_path / "there"), folder).push()
     elsewhere = tmp_path / "elsewhere"
-    mirror.bring(str(tmp_path / "there"), elsewhere, "tiny")
+    mirror.fetch(str(tmp_path / "there"), elsewhere, "tiny")
     assert Checkpoints(elsewhere / "tiny-001/checkpoints", 2).newest_whole().name == "step-00000002"
     assert (elsewhere / "tiny-001/journal.jsonl").read_bytes() == (folder / "journal.jsonl").read_bytes()
 
@@ -150,7 +150,7 @@ def test_a_newest_copy_that_is_damaged_is_passed_over(tmp_path: Path, folder: Pa
     Mirror(str(tmp_path / "there"), folder).push()
     state = tmp_path / "there/tiny-001/checkpoints/step-00000002/state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    mirror.bring(str(tmp_path / "there"), tmp_path / "elsewhere", "tiny")
+    mirror.fetch(str(tmp_path / "there"), tmp_path / "elsewhere", "tiny")
     whole = Checkpoints(tmp_path / "elsewhere/tiny-001/checkpoints", 2).newest_whole()
     assert whole.name == "step-00000001"
 
@@ -158,21 +158,21 @@ def test_a_newest_copy_that_is_damaged_is_passed_over(tmp_path: Path, folder: Pa
 def test_what_went_on_elsewhere_comes_back_and_what_went_on_here_stays(tmp_path: Path, folder: Path):
     there, elsewhere = str(tmp_path / "there"), tmp_path / "elsewhere"
     Mirror(there, folder).push()
-    mirror.bring(there, elsewhere, "tiny")
+    mirror.fetch(there, elsewhere, "tiny")
     save(elsewhere / "tiny-001", 9)
     write(elsewhere / "tiny-001", "rewind")
     Mirror(there, elsewhere / "tiny-001").push()
 
-    mirror.bring(there, folder.parent, "tiny")
+    mirror.fetch(there, folder.parent, "tiny")
     assert Checkpoints(folder / "checkpoints", 2).newest_whole().name == "step-00000009"
     write(folder, "rewind")  # only here
     before = contents(folder)
-    mirror.bring(there, folder.parent, "tiny")
+    mirror.fetch(there, folder.parent, "tiny")
     assert contents(folder) == before
     write(elsewhere / "tiny-001", "end")  # only there
     Mirror(there, elsewhere / "tiny-001").push()
-    with pytest.raises(Refusal, match="went different ways"):
-        mirror.bring(there, folder.parent, "tiny")
+    with pytest.raises(UserError, match="went different ways"):
+        mirror.fetch(there, folder.parent, "tiny")
 
 
 def test_a_new_run_takes_a_number_that_no_copy_has(tmp_path: Path, folder: Path):
@@ -190,15 +190,15 @@ def test_an_address_that_cannot_be_reached_is_no_reason_not_to_begin_or_to_go_on
 
     monkeypatch.setattr(mirror, "_open", lambda address: (Unreachable(), "bucket"))
     assert mirror.highest("s3://bucket", "tiny") == 0
-    mirror.bring("s3://bucket", folder.parent, "tiny")
-    with pytest.raises(Refusal, match="raised RuntimeError: no credentials; try again"):
-        mirror.bring("s3://bucket", folder.parent / "elsewhere", "tiny")
+    mirror.fetch("s3://bucket", folder.parent, "tiny")
+    with pytest.raises(UserError, match="raised RuntimeError: no credentials; try again"):
+        mirror.fetch("s3://bucket", folder.parent / "elsewhere", "tiny")
 
 
 def test_an_address_that_nothing_can_open_is_refused(folder: Path):
-    with pytest.raises(Refusal, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
+    with pytest.raises(UserError, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
         Mirror("nowhere://x", folder)
-    with pytest.raises(Refusal, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
+    with pytest.raises(UserError, match=r"checkpoint.mirror: nowhere://x cannot be opened"):
         mirror.highest("nowhere://x", "tiny")
 
 
@@ -206,12 +206,12 @@ def test_a_mirror_in_trouble_falls_behind_and_says_so(tmp_path: Path, folder: Pa
     monkeypatch.setattr(mirror, "PAUSE_S", 0.01)
     (tmp_path / "there").write_text("a file where a folder should be")
     shown = io.StringIO()
-    with mirror.kept(str(tmp_path / "there"), folder, Screen(shown)):
+    with mirror.mirroring(str(tmp_path / "there"), folder, Screen(shown)):
         pass
     assert "the mirror is behind (" in shown.getvalue()
     assert "lockstep sync" in shown.getvalue()
     (tmp_path / "there").unlink()
-    with mirror.kept(str(tmp_path / "there"), folder, Screen(shown)):
+    with mirror.mirroring(str(tmp_path / "there"), folder, Screen(shown)):
         save(folder, 3)
     assert contents(tmp_path / "there/tiny-001") == contents(folder)
     assert f"mirror: file://{tmp_path}/there/tiny-001" in shown.getvalue()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster import run_folder
-from trainer.errors import Refusal
+from trainer.errors import UserError
 
 
 def test_numbers_go_on_from_the_highest_of_the_name(tmp_path):
@@ -32,18 +32,18 @@ def test_after_999_comes_1000(tmp_path):
 
 def test_a_place_that_cannot_hold_runs_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(Refusal, match=r"checkpoint\.dir: .*file/runs cannot hold runs"):
+    with pytest.raises(UserError, match=r"checkpoint\.dir: .*file/runs cannot hold runs"):
         run_folder.create(tmp_path / "file" / "runs", "a")
 
 
 def test_a_claim_keeps_others_out_until_it_ends_even_by_death(tmp_path):
-    refused = pytest.raises(Refusal, match="another process")
-    with run_folder.claimed(tmp_path), refused, run_folder.claimed(tmp_path):
+    refused = pytest.raises(UserError, match="another process")
+    with run_folder.locked(tmp_path), refused, run_folder.locked(tmp_path):
         pass
     child = os.fork()
     if child == 0:
-        with run_folder.claimed(tmp_path):
+        with run_folder.locked(tmp_path):
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    with run_folder.claimed(tmp_path):
+    with run_folder.locked(tmp_path):
         pass

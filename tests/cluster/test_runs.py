@@ -6,7 +6,7 @@ import pytest
 
 from cluster import runs
 from tests.cluster.commands import run, user_folder
-from trainer.errors import Refusal
+from trainer.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_compares_what_differs_and_nothing_else(folder: Path):
 
 
 def test_an_unknown_run_is_refused_with_those_that_are_there(folder: Path):
-    with pytest.raises(Refusal, match="there are tiny-001, tiny-002, tiny-003"):
+    with pytest.raises(UserError, match="there are tiny-001, tiny-002, tiny-003"):
         runs.comparison(str(folder / "runs"), ["tiny-001", "tiny-009"])
     command = run("runs", "--dir", "nowhere", cwd=folder)
     assert command.process.returncode == 2
@@ -47,7 +47,7 @@ def test_an_unknown_run_is_refused_with_those_that_are_there(folder: Path):
 
 
 def test_prunes_the_checkpoints_of_finished_runs_alone(folder: Path):
-    with pytest.raises(Refusal, match="not finished"):
+    with pytest.raises(UserError, match="not finished"):
         runs.prune(str(folder / "runs"), ["tiny-003"])
     runs.prune(str(folder / "runs"), [])
     left = [path.parent.name for path in (folder / "runs").glob("*/checkpoints")]

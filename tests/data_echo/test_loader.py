@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_echo import ArraySource, DataError, ExampleError, Feed, InlinePreparer, Order, Schedule
+from data_echo import (
+    ArraySource,
+    DataError,
+    EchoLoader,
+    ExampleError,
+    InlinePreparer,
+    PrepareRequest,
+    Schedule,
+)
 
 EXAMPLES = 700
 
@@ -34,16 +42,16 @@ class Counting:
 
     def __init__(self) -> None:
         self._inner = InlinePreparer(Numbers(), seed=5)
-        self.tally, self.processes = self._inner.tally, 1
+        self.stats, self.processes = self._inner.stats, 1
         self.under_way = self.most = self.examples = 0
         self.sizes: list[int] = []
 
-    def order(self, order: Order) -> Any:
-        self.sizes.append(len(order.index))
+    def submit(self, request: PrepareRequest) -> Any:
+        self.sizes.append(len(request.index))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
-        self.examples += len(order.index)
-        return self._inner.order(order)
+        self.examples += len(request.index)
+        return self._inner.submit(request)
 
     def collect(self, ticket: Any) -> Any:
         self.under_way -= 1
@@ -57,18 +65,18 @@ def schedule_of(factor: float = 2, lanes: int = 6, **settings: Any) -> Schedule:
     return Schedule(EXAMPLES, lanes, 8, factor, 200, 3, **settings)
 
 
-def feed_of(schedule: Schedule, lanes: Sequence[int], position: int = 0, **settings: Any) -> Feed:
-    return Feed(schedule, Counting(), lanes=lanes, position=position, seed=5, **settings)
+def feed_of(schedule: Schedule, lanes: Sequence[int], position: int = 0, **settings: Any) -> EchoLoader:
+    return EchoLoader(schedule, Counting(), lanes=lanes, position=position, seed=5, **settings)
 
 
-def assert_serves(feed: Feed, schedule: Schedule, j: int) -> None:
+def assert_serves(feed: EchoLoader, schedule: Schedule, j: int) -> None:
     batch, _ = feed.micro_batch(j)
     expected = schedule.micro_batch(j)
     assert np.array_equal(batch["index"], expected.index)
     assert np.array_equal(batch["small"], expected.index % 251)
     assert batch["small"].dtype == torch.uint8
     # What was drawn before the echo depends on the pass, not on the copy.
-    order = Order("train", expected.pass_number, expected.index)
+    order = PrepareRequest("train", expected.pass_number, expected.index)
     assert np.array_equal(batch["drawn"], InlinePreparer(Numbers(), 5).collect(order)["drawn"])
 
 
@@ -124,7 +132,7 @@ class Elastic(Counting):
     def collect(self, ticket: Any) -> Any:
         block = super().collect(ticket)
         self.processes = int(self._random.integers(1, 9))
-        self.tally.work_s = self.tally.examples * float(self._random.uniform(1e-5, 1e-2))
+        self.stats.work_s = self.stats.examples * float(self._random.uniform(1e-5, 1e-2))
         return block
 
 
@@ -132,7 +140,7 @@ class Elastic(Counting):
 @given(factor=st.sampled_from([1, 1.5, 2.6]), position=st.integers(0, 500), pool=st.integers(0, 99))
 def test_any_pool_serves_the_schedule(factor: float, position: int, pool: int) -> None:
     schedule, preparer = schedule_of(factor), Elastic(pool)
-    feed = Feed(schedule, preparer, lanes=range(6), position=position, seed=5)
+    feed = EchoLoader(schedule, preparer, lanes=range(6), position=position, seed=5)
     for j in range(position, position + 120):
         assert_serves(feed, schedule, j)
     assert len(set(preparer.sizes)) > 3, "orders did vary"
@@ -185,7 +193,7 @@ def test_memory_is_bounded_by_capacity_and_orders(factor: float) -> None:
 @pytest.mark.parametrize("depth", [1, 5])
 def test_orders_ahead_are_bounded(depth: int) -> None:
     preparer = Counting()
-    feed = Feed(schedule_of(), preparer, lanes=range(6), seed=5, depth=depth)
+    feed = EchoLoader(schedule_of(), preparer, lanes=range(6), seed=5, depth=depth)
     for j in range(500):
         feed.micro_batch(j)
     assert preparer.most <= depth + 1
@@ -209,7 +217,7 @@ def test_a_start_in_the_middle_reads_only_what_is_live() -> None:
     """Beside the fresh examples from there on, a buffer's worth."""
     schedule, preparer = Schedule(EXAMPLES, 4, 8, 2, 512, 3), Counting()
     position, served = 100_003, 400
-    feed = Feed(schedule, preparer, lanes=range(4), position=position, seed=5, depth=1)
+    feed = EchoLoader(schedule, preparer, lanes=range(4), position=position, seed=5, depth=1)
     for j in range(position, position + served):
         feed.micro_batch(j)
     fresh = schedule.fresh_served(position + served) - schedule.fresh_served(position)
@@ -241,7 +249,7 @@ class Poisoned(Numbers):
 
 
 def test_a_poisoned_example_is_named() -> None:
-    feed = Feed(schedule_of(), InlinePreparer(Poisoned(), 5), lanes=range(6))
+    feed = EchoLoader(schedule_of(), InlinePreparer(Poisoned(), 5), lanes=range(6))
     with pytest.raises(
         ExampleError, match="train: example 17: ValueError: bad number; repair or remove it"
     ) as caught:
@@ -252,7 +260,7 @@ def test_a_poisoned_example_is_named() -> None:
 def test_a_poisoned_example_is_skipped_where_that_is_allowed() -> None:
     preparer = InlinePreparer(Poisoned(), 5, skip_bad=True)
     schedule = schedule_of()
-    feed = Feed(schedule, preparer, lanes=range(6), seed=5)
+    feed = EchoLoader(schedule, preparer, lanes=range(6), seed=5)
     stood_in = 0
     for j in range(400):
         batch, _ = feed.micro_batch(j)
@@ -261,19 +269,19 @@ def test_a_poisoned_example_is_skipped_where_that_is_allowed() -> None:
         assert np.array_equal(batch["index"], np.where(expected == 17, 18, expected))
     assert stood_in > 1
     assert feed.counters()["skipped"] == 1
-    assert preparer.tally.skipped["train", 17].cause == "ValueError: bad number"
+    assert preparer.stats.skipped["train", 17].cause == "ValueError: bad number"
 
 
 def test_upstream_seconds_are_those_of_the_work() -> None:
     preparer = InlinePreparer(Numbers(), 5)
-    feed = Feed(schedule_of(), preparer, lanes=range(6), seed=5)
+    feed = EchoLoader(schedule_of(), preparer, lanes=range(6), seed=5)
     assert feed.upstream_s() == 0
     for j in range(50):
         feed.micro_batch(j)
-    assert feed.upstream_s() == preparer.tally.work_s / preparer.tally.examples
-    assert preparer.tally.work_s <= feed.waited_s
+    assert feed.upstream_s() == preparer.stats.work_s / preparer.stats.examples
+    assert preparer.stats.work_s <= feed.waited_s
     counters = feed.counters()
-    assert counters["received_bytes"] == preparer.tally.examples * (8 + 2 * 4 + 1)
+    assert counters["received_bytes"] == preparer.stats.examples * (8 + 2 * 4 + 1)
     assert counters["processes"] == 1
 
 
@@ -286,7 +294,7 @@ def test_orders_of_heavy_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("data_echo.loader._ORDER_BYTES", 20 * (8 + 2 * 4 + 1))
     monkeypatch.setattr("data_echo.loader._ORDER_S", 1e9)
     schedule, preparer = schedule_of(), Counting()
-    feed = Feed(schedule, preparer, lanes=range(6), seed=5, depth=2)
+    feed = EchoLoader(schedule, preparer, lanes=range(6), seed=5, depth=2)
     for j in range(300):
         assert_serves(feed, schedule, j)
     assert set(preparer.sizes[3:]) == {20}
@@ -295,7 +303,7 @@ def test_orders_of_heavy_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> 
 def test_orders_of_slow_examples_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_echo.loader._ORDER_S", 0.0)
     schedule, preparer = schedule_of(), Counting()
-    feed = Feed(schedule, preparer, lanes=range(6), seed=5, depth=2)
+    feed = EchoLoader(schedule, preparer, lanes=range(6), seed=5, depth=2)
     for j in range(30):
         assert_serves(feed, schedule, j)
     assert set(preparer.sizes[3:]) == {1}
@@ -312,7 +320,7 @@ class AnyKind(Numbers):
 
 def test_any_dtype_is_served() -> None:
     schedule = schedule_of()
-    feed = Feed(schedule, InlinePreparer(AnyKind(), 5), lanes=range(6))
+    feed = EchoLoader(schedule, InlinePreparer(AnyKind(), 5), lanes=range(6))
     for j in range(60):
         batch, _ = feed.micro_batch(j)
         for name, column in batch.items():
@@ -327,6 +335,6 @@ class Wordy(Numbers):
 
 
 def test_text_is_refused() -> None:
-    feed = Feed(schedule_of(), InlinePreparer(Wordy(), 5), lanes=range(6))
+    feed = EchoLoader(schedule_of(), InlinePreparer(Wordy(), 5), lanes=range(6))
     with pytest.raises(DataError, match="prepare: text: <U4 is no number; numbers or booleans"):
         feed.micro_batch(0)

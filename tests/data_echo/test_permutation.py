@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_echo import DataError, Deal
+from data_echo import DataError, ShuffledOrder
 from data_echo.order.hashing import key, mix, permuted, shuffled
 
 
@@ -80,7 +80,7 @@ def test_shuffled_rows_are_permutations() -> None:
 def test_each_pass_deals_every_example_once(
     examples: int, lanes: int, block: int, window: int, seed: int
 ) -> None:
-    deal = Deal(examples, lanes, seed, block=block, window=window)
+    deal = ShuffledOrder(examples, lanes, seed, block=block, window=window)
     rounds = 3 * examples // lanes + 1
     passes, index = deal.dealt(np.arange(lanes), np.arange(rounds)[:, None])
     for number in range(2):
@@ -90,22 +90,24 @@ def test_each_pass_deals_every_example_once(
 
 def test_passes_differ_and_seeds_differ() -> None:
     orders = [
-        Deal(100, 1, seed).dealt(0, number * 100 + np.arange(100))[1] for seed in (0, 1) for number in (0, 1)
+        ShuffledOrder(100, 1, seed).dealt(0, number * 100 + np.arange(100))[1]
+        for seed in (0, 1)
+        for number in (0, 1)
     ]
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
 def test_large_deals_agree_with_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = np.arange(0, 5000, 7)
-    small = Deal(1000, 3, 5).dealt(2, fresh)
+    small = ShuffledOrder(1000, 3, 5).dealt(2, fresh)
     monkeypatch.setattr("data_echo.order.permutation._TABLE_EXAMPLES", 0)
-    large = Deal(1000, 3, 5).dealt(2, fresh)
+    large = ShuffledOrder(1000, 3, 5).dealt(2, fresh)
     assert (small[0] == large[0]).all()
     assert (small[1] == large[1]).all()
 
 
 def test_blocks_keep_reading_local() -> None:
-    deal = Deal(10_000, 1, 0, block=100, window=4)
+    deal = ShuffledOrder(10_000, 1, 0, block=100, window=4)
     _, index = deal.dealt(0, np.arange(10_000))
     windows = index.reshape(25, 400) // 100
     assert all(len(set(window.tolist())) == 4 for window in windows)  # a window reads four blocks
@@ -115,4 +117,4 @@ def test_blocks_keep_reading_local() -> None:
 
 def test_zero_sizes_are_refused() -> None:
     with pytest.raises(DataError, match="deal: lanes: 0 is too few; at least 1"):
-        Deal(10, 0, 0)
+        ShuffledOrder(10, 0, 0)

@@ -13,25 +13,27 @@ import pytest
 
 from data_echo import (
     DataError,
+    EchoLoader,
     ExampleError,
-    Feed,
     InlinePreparer,
-    Order,
     Preparer,
+    PrepareRequest,
     ProcessPreparer,
     Schedule,
 )
 from tests.data_echo.pool_task import EXAMPLES, Task, Unbuildable
 
 
-def orders(count: int = 12, n: int = 40) -> list[Order]:
+def orders(count: int = 12, n: int = 40) -> list[PrepareRequest]:
     rng = np.random.default_rng(0)
-    return [Order("train", rng.integers(0, 5, n), rng.integers(0, EXAMPLES, n)) for _ in range(count)]
+    return [
+        PrepareRequest("train", rng.integers(0, 5, n), rng.integers(0, EXAMPLES, n)) for _ in range(count)
+    ]
 
 
-def assert_same_blocks(preparer: Preparer, asked: list[Order], kill: Any = None) -> set[int]:
+def assert_same_blocks(preparer: Preparer, asked: list[PrepareRequest], kill: Any = None) -> set[int]:
     inline, processes = InlinePreparer(Task(), 7), set()
-    tickets = [preparer.order(order) for order in asked]
+    tickets = [preparer.submit(order) for order in asked]
     for number, (order, ticket) in enumerate(zip(asked, tickets, strict=True)):
         block, expected = preparer.collect(ticket), inline.collect(order)
         assert np.array_equal(block["index"], expected["index"])
@@ -75,14 +77,19 @@ def test_errors_come_back_from_processes() -> None:
     preparer = ProcessPreparer(partial(Task, bad=3), 7, 1)
     try:
         with pytest.raises(ExampleError, match="train: example 3: ValueError: bad number"):
-            preparer.collect(preparer.order(Order("train", np.zeros(2, int), np.array([2, 3]))))
-        assert preparer.collect(preparer.order(Order("train", np.zeros(1, int), np.array([2]))))["index"] == 2
+            preparer.collect(preparer.submit(PrepareRequest("train", np.zeros(2, int), np.array([2, 3]))))
+        assert (
+            preparer.collect(preparer.submit(PrepareRequest("train", np.zeros(1, int), np.array([2]))))[
+                "index"
+            ]
+            == 2
+        )
     finally:
         preparer.close()
     broken = ProcessPreparer(Unbuildable, 7, 1)
     try:
         with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
-            broken.collect(broken.order(orders(1)[0]))
+            broken.collect(broken.submit(orders(1)[0]))
     finally:
         broken.close()
 
@@ -134,7 +141,7 @@ def test_actors_gone_for_good_are_left_out(cluster: Any) -> None:
     assert_same_blocks(preparer, orders(10), lambda _: cluster.kill(actors[0]))
     cluster.kill(actors[1])
     with pytest.raises(DataError, match="pool: no actor is left"):
-        preparer.collect(preparer.order(orders(1)[0]))
+        preparer.collect(preparer.submit(orders(1)[0]))
 
 
 @pytest.mark.slow
@@ -143,11 +150,11 @@ def test_errors_come_back_from_actors(cluster: Any) -> None:
 
     preparer = PoolPreparer(start_pool(partial(Task, bad=3), 7, 1))
     with pytest.raises(ExampleError, match="train: example 3: ValueError: bad number") as caught:
-        preparer.collect(preparer.order(Order("train", np.zeros(2, int), np.array([2, 3]))))
+        preparer.collect(preparer.submit(PrepareRequest("train", np.zeros(2, int), np.array([2, 3]))))
     assert caught.value.index == 3
     broken = PoolPreparer(start_pool(Unbuildable, 7, 1))
     with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
-        broken.collect(broken.order(orders(1)[0]))
+        broken.collect(broken.submit(orders(1)[0]))
 
 
 @pytest.mark.slow
@@ -158,7 +165,7 @@ def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: 
     schedule, inline = Schedule(EXAMPLES, 6, 8, 2, 128, 1), InlinePreparer(Task(), 7)
     pool, position = start_pool(Task, 7, actors), 1000  # as after a resume
     feeds = [
-        Feed(
+        EchoLoader(
             schedule, PoolPreparer(pool), lanes=range(worker, 6, workers), position=position, seed=7, depth=4
         )
         for worker in range(workers)
@@ -167,7 +174,7 @@ def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: 
     for j in range(position, position + 300):
         batch, _ = feeds[j % 6 % workers].micro_batch(j)
         expected = schedule.micro_batch(j)
-        block = inline.collect(Order("train", expected.pass_number, expected.index))
+        block = inline.collect(PrepareRequest("train", expected.pass_number, expected.index))
         assert np.array_equal(batch["index"], block["index"])
         assert np.array_equal(batch["drawn"], block["drawn"])
         if rng.random() < 0.02:
@@ -188,7 +195,7 @@ def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
     preparers = [PoolPreparer(actors, growth), PoolPreparer(actors, growth)]  # of two workers
     schedule = Schedule(EXAMPLES, 4, 8, 1, 0, 1)
     feeds = [
-        Feed(schedule, preparer, lanes=range(worker, 4, 2), seed=7, depth=6)
+        EchoLoader(schedule, preparer, lanes=range(worker, 4, 2), seed=7, depth=6)
         for worker, preparer in enumerate(preparers)
     ]
     sizes, deadline = [], time.monotonic() + 60

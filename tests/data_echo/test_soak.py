@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_echo import Feed, InlinePreparer, ProcessPreparer, Schedule
+from data_echo import EchoLoader, InlinePreparer, ProcessPreparer, Schedule
 from data_echo.prepare.preparer import Preparer
 from tests.data_echo.pool_task import HEAVY_BYTES, Heavy
 
@@ -60,7 +60,7 @@ def test_memory_stays_flat(kind: str) -> None:
     """A run that passes 1.3 GB of examples through a buffer of 20 MB grows by nothing after its start."""
     schedule = Schedule(20_000, LANES, MICRO, 2, CAPACITY)
     with preparer_of(kind) as (preparer, stored_mb):
-        feed = Feed(schedule, preparer, lanes=range(LANES), depth=DEPTH)
+        feed = EchoLoader(schedule, preparer, lanes=range(LANES), depth=DEPTH)
         for j in range(500):
             feed.micro_batch(j)
         before, received, stored = resident_mb(), feed.counters()["received_bytes"], []

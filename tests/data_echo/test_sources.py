@@ -16,12 +16,12 @@ from PIL import Image
 from data_echo import (
     ArraySource,
     DataError,
-    Deal,
     ExampleError,
     ImageFolderSource,
     InlinePreparer,
-    Order,
     ParquetSource,
+    PrepareRequest,
+    ShuffledOrder,
     TextSource,
     images,
 )
@@ -91,7 +91,7 @@ def test_parquet_that_outgrows_its_cache_is_read_once_in_blocks(folder: Path) ->
         source = ParquetSource(folder / "train-0.parquet", cache_bytes=1)  # one group at a time
         group = source._readers[0].read_row_group
         source._readers[0] = Spied(source._readers[0], lambda *a, **k: read.append(a[0]) or group(*a, **k))
-        for index in Deal(20, 1, 0, block=block, window=1).dealt(0, np.arange(20))[1]:
+        for index in ShuffledOrder(20, 1, 0, block=block, window=1).dealt(0, np.arange(20))[1]:
             assert source[int(index)]["label"] == index
         return len(read)
 
@@ -165,12 +165,12 @@ def test_pictures_reach_the_fast_decoder_as_it_likes_them(
 def test_a_damaged_picture_is_named_with_file_and_row(folder: Path) -> None:
     write_parquet(folder / "train-1.parquet", 20, 10, damaged=4)
     preparer = InlinePreparer(Pictures(folder), 0)
-    good = Order("train", np.zeros(3, int), np.array([1, 23, 25]))
+    good = PrepareRequest("train", np.zeros(3, int), np.array([1, 23, 25]))
     assert preparer.collect(good)["image"].shape == (3, 32, 32, 3)
     with pytest.raises(
         ExampleError, match=r"train: example 24 \(.*train-1.parquet:4\): DataError: image: 200 bytes"
     ):
-        preparer.collect(Order("train", np.zeros(2, int), np.array([1, 24])))
+        preparer.collect(PrepareRequest("train", np.zeros(2, int), np.array([1, 24])))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -306,6 +306,6 @@ class Ragged(Pictures):
 def test_examples_that_do_not_fit_together_are_named(folder: Path) -> None:
     preparer = InlinePreparer(Ragged(folder), 0)
     with pytest.raises(DataError, match=r"train: prepare: x: shapes \[\(1,\), \(2,\)\]; one shape for all"):
-        preparer.collect(Order("train", np.zeros(2, int), np.array([0, 1])))
+        preparer.collect(PrepareRequest("train", np.zeros(2, int), np.array([0, 1])))
     with pytest.raises(DataError, match="train: prepare: x: missing in some examples"):
-        preparer.collect(Order("train", np.zeros(2, int), np.array([0, 9])))
+        preparer.collect(PrepareRequest("train", np.zeros(2, int), np.array([0, 9])))

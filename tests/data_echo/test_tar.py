@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from data_echo import DataError, Deal, TarSource
+from data_echo import DataError, ShuffledOrder, TarSource
 from data_echo.sources import files
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -155,7 +155,7 @@ def test_pieces_from_an_address_are_fetched_once_in_blocks(
         fetched.clear()
         source = TarSource(address, cache_bytes=shard_bytes // 4)
         assert source.rows_together() == 120
-        for index in Deal(120, 1, 0, block=block, window=1).dealt(0, np.arange(120))[1]:
+        for index in ShuffledOrder(120, 1, 0, block=block, window=1).dealt(0, np.arange(120))[1]:
             assert source[int(index)]["jpg"] == payload(int(index))
         return fetched.total()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from data_echo import ArraySource, InlinePreparer
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 from trainer.loop import steps
 from trainer.plan import plan as planning
 from trainer.recipe.schema import Recipe
@@ -126,7 +126,7 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
 
 def ready(chosen: Recipe, state: Any = None, task: SpineTask | None = None) -> Training:
     """A worker of this process's group, ready to train the spine task, or another of its kind."""
-    task, group = task or SpineTask(**chosen.task.with_), Group.join("cpu")
+    task, group = task or SpineTask(**chosen.task.with_), WorkerGroup.join("cpu")
     return build(chosen, planning.make(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
 
 

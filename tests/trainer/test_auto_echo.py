@@ -9,7 +9,7 @@ from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, recipe
 from trainer.run_folder import journal
 from trainer.tracking import writer as tracking
-from trainer.worker import RunOrder, run_worker
+from trainer.worker import RunSpec, run_worker
 
 TOLD = {
     "train/fresh_examples",
@@ -40,7 +40,7 @@ def steps_in_mlflow(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("echo", [{"factor": 1.5}, {"factor": "auto", "cap": 2}])
 def test_every_step_tells_of_the_echo(crew: Crew, tmp_path: Path, workers: int, echo: dict[str, Any]):
     chosen = recipe(echo=echo, train={"epochs": 3})
-    outcome, *_ = crew.run(workers, run_worker, RunOrder(chosen, str(tmp_path), SpineTask))
+    outcome, *_ = crew.run(workers, run_worker, RunSpec(chosen, str(tmp_path), SpineTask))
     assert outcome.status == "FINISHED"
     told = steps_in_mlflow(tmp_path)
     assert told

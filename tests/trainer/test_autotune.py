@@ -17,7 +17,7 @@ from trainer.compute import autotune as execution
 from trainer.compute.autotune import Execution
 from trainer.run_folder import journal
 from trainer.training import Training
-from trainer.worker import RunOrder, run_worker
+from trainer.worker import RunSpec, run_worker
 
 
 class Plain(SpineTask):
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_later_halves_the_stack_of_all_and_spoils_no_step(
 
 def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(crew: Crew, tmp_path: Path):
     one_by_one = recipe(run={"reduction": "fast", "stack": 1}, train={"epochs": 5})
-    order = RunOrder(one_by_one, str(tmp_path), functools.partial(TightPlain, 5, 30))
+    order = RunSpec(one_by_one, str(tmp_path), functools.partial(TightPlain, 5, 30))
     outcome, *_ = crew.run(2, run_worker, order)
     assert outcome.status == "FAILED"
     assert "no room; lower batch.micro or set run.recompute" in outcome.reason
@@ -200,7 +200,7 @@ def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(
 
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
 def test_the_journal_tells_how_passes_run_and_when_that_changes(tmp_path: Path):
-    run_worker(RunOrder(CHOSEN, str(tmp_path), functools.partial(TightPlain, 40, 40)))
+    run_worker(RunSpec(CHOSEN, str(tmp_path), functools.partial(TightPlain, 40, 40)))
     lines = [line for line in journal.read(tmp_path) if line["kind"] in ("execution", "step")]
     told = [line for line in lines if line["kind"] == "execution"]
     assert [line["stack"] for line in told] == [8, 4]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.errors import Stopped
+from trainer.errors import RunFailed
 from trainer.recipe.checkpoint import Best
 from trainer.run_folder.checkpoints import Checkpoints, load
 
@@ -62,7 +62,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path, mode: str, kept: se
         store.save(step, state(1.0), metrics={})
         store.wait()
     assert {int(path.name[5:]) for path in tmp_path.iterdir()} == kept
-    with pytest.raises(Stopped, match="has no metric accuracy; it has loss"):
+    with pytest.raises(RunFailed, match="has no metric accuracy; it has loss"):
         store.is_among_best({"loss": 1.0})
 
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_cut_at_any_byte_is_never_chosen(tmp_path: Path):
     flipped[len(whole) // 2] ^= 1
     (newer / "state.pt").write_bytes(bytes(flipped))
     assert store.newest_whole() == older
-    with pytest.raises(Stopped, match="damaged or incomplete"):
+    with pytest.raises(RunFailed, match="damaged or incomplete"):
         load(newer)
     (newer / "state.pt").write_bytes(whole)
     assert store.newest_whole() == newer
@@ -105,7 +105,7 @@ def test_a_failed_write_is_told(tmp_path: Path):
     (tmp_path / "checkpoints").write_text("in the way")
     store = Checkpoints(tmp_path / "checkpoints", keep=1)
     store.save(1, state(1.0))
-    with pytest.raises(Stopped, match="could not be written"):
+    with pytest.raises(RunFailed, match="could not be written"):
         store.wait()
 
 

@@ -19,7 +19,7 @@ from trainer.compute import precision
 from trainer.compute.precision import LossScale
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import journal
-from trainer.worker import RunOrder, run_worker
+from trainer.worker import RunSpec, run_worker
 
 
 def half(kind: str = "fp16", **changes: Any) -> Recipe:
@@ -135,7 +135,7 @@ def test_what_no_scale_mends_is_the_guards_affair(
     crew: Crew, tmp_path: Path, workers: int, task: type[SpineTask], skips: int
 ):
     chosen = half(train={"epochs": 12})
-    outcome, *_ = crew.run(workers, run_worker, RunOrder(chosen, str(tmp_path), functools.partial(task)))
+    outcome, *_ = crew.run(workers, run_worker, RunSpec(chosen, str(tmp_path), functools.partial(task)))
     assert outcome.status == "FAILED"
     assert f"in fp16 with loss scale {2.0 ** (12 - skips):g}" in outcome.reason
     lines = [line for line in journal.read(tmp_path) if line["kind"] == "step"]

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.errors import RecipeError, Refusal
+from trainer.errors import RecipeError, UserError
 from trainer.recipe import loader as door
 from trainer.recipe.schema import SECTIONS, Recipe
 
@@ -108,9 +108,9 @@ def test_files_that_cannot_be_read(tmp_path, content):
     path = tmp_path / "r.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(Refusal, match=re.escape(f"{path}: cannot be read (")):
+    with pytest.raises(UserError, match=re.escape(f"{path}: cannot be read (")):
         door.read(path)
-    with pytest.raises(Refusal, match="Is a directory"):
+    with pytest.raises(UserError, match="Is a directory"):
         door.read(tmp_path)
 
 

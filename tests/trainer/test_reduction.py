@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FixedPointSum, _buckets
 
-ALONE = Group()
+ALONE = WorkerGroup()
 finite = st.floats(-(2.0**30), 2.0**30, width=32)
 
 

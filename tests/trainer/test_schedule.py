@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.plan.schedules import LearningRate, Stages, in_examples, scaled
+from trainer.plan.schedules import BatchStages, LearningRate, in_examples, scaled
 from trainer.recipe import loader as door
 from trainer.recipe.schema import Recipe
 
@@ -184,7 +184,7 @@ def test_lengths_in_every_unit(length, examples):
     assert in_examples(warmup, examples_per_epoch=100, total_examples=1000, batch_size=32) == examples
 
 
-def walk(stages: Stages, total: int) -> list[tuple[int, int]]:
+def walk(stages: BatchStages, total: int) -> list[tuple[int, int]]:
     """(examples served before, batch) of each step, one after the other."""
     steps, served = [], 0
     while served < total:
@@ -207,7 +207,7 @@ def test_steps_of_a_list_of_stages(total, starts, data):
     if starts:
         at = ", ".join(f"{{examples: {start}}}" for start in starts)
         growth = f"{{shape: steps, at: [{at}], sizes: {sizes}}}"
-    stages = Stages(recipe(growth=growth), 100, total)
+    stages = BatchStages(recipe(growth=growth), 100, total)
     steps = walk(stages, total)
     assert stages.steps(total) == (len(steps), sum(steps[-1]))
     for served, batch in steps:
@@ -216,7 +216,9 @@ def test_steps_of_a_list_of_stages(total, starts, data):
 
 
 def test_a_ramp_rises_in_equal_stretches():
-    stages = Stages(recipe(growth="{shape: ramp, start: 8, increment: 8, over: {share: 0.6}}"), 100, 1000)
+    stages = BatchStages(
+        recipe(growth="{shape: ramp, start: 8, increment: 8, over: {share: 0.6}}"), 100, 1000
+    )
     assert [(stage.start, stage.batch_size) for stage in stages.stages] == [
         (0, 8),
         (200, 16),
@@ -228,7 +230,7 @@ def test_a_ramp_rises_in_equal_stretches():
 def test_a_batch_at_its_maximum_passes_its_milestones_on_to_the_rate():
     growth = "{shape: multiply, at: [{epochs: 1}, {epochs: 2}, {epochs: 3}], factor: 5, max: 320}"
     grown = recipe(growth=growth)
-    rate, stages = LearningRate(grown, 1000, 4000), Stages(grown, 1000, 4000)
+    rate, stages = LearningRate(grown, 1000, 4000), BatchStages(grown, 1000, 4000)
     for served, batch, share in [(0, 32, 1), (1000, 160, 1), (2000, 320, 2 / 5), (3999, 320, 2 / 25)]:
         assert stages.at(served).batch_size == batch
         assert rate.rate(served, batch) == pytest.approx(LR * share)

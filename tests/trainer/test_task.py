@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer import task
-from trainer.errors import RecipeError, Refusal
+from trainer.errors import RecipeError, UserError
 from trainer.recipe.schema import TaskSection
 
 WHOLE = """
@@ -119,10 +119,10 @@ def test_a_module_that_would_shadow_ours_is_refused_with_the_cure(folder, name):
     shadow.parent.mkdir(exist_ok=True)
     shadow.touch()
     with pytest.raises(
-        Refusal, match=r"has the name of Lockstep's own package \w+ .*; rename it, or run from"
+        UserError, match=r"has the name of Lockstep's own package \w+ .*; rename it, or run from"
     ):
         task.refuse_shadows(folder)
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         load("mine:Mine", size=1)
 
 
@@ -130,7 +130,7 @@ def test_another_checkout_is_refused_with_its_own_cure(folder):
     for name in task.PACKAGES:
         (folder / name).mkdir()
         (folder / name / "__init__.py").touch()
-    with pytest.raises(Refusal, match=r"install this checkout with `pip install -e \.`"):
+    with pytest.raises(UserError, match=r"install this checkout with `pip install -e \.`"):
         task.refuse_shadows(folder)
 
 

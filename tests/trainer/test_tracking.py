@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.recipe import loader as door
 from trainer.run_folder.journal import Journal, read
 from trainer.tracking import writer as tracking
@@ -62,7 +62,8 @@ def lines_of(steps: list[dict[str, Any]], times: list[float]) -> list[dict[str, 
 def test_steps_become_metrics_over_served_examples():
     (line,) = lines_of([step(3)], [1700000000.5])
     points = {
-        name: (value, ms, at) for name, value, ms, at in tracking.entry([line], tracking.State("")).metrics
+        name: (value, ms, at)
+        for name, value, ms, at in tracking.entry([line], tracking.TrackingProgress("")).metrics
     }
     assert points["train/loss"] == (1 / 3, 1700000000500, 1536)
     assert points["train/examples_per_s"] == (512.0, 1700000000500, 1536)
@@ -73,7 +74,9 @@ def test_steps_become_metrics_over_served_examples():
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_leaves_a_gap(value):
     (line,) = lines_of([step(1, loss=value)], [0.0])
-    points = {name: point for name, point, _, _ in tracking.entry([line], tracking.State("")).metrics}
+    points = {
+        name: point for name, point, _, _ in tracking.entry([line], tracking.TrackingProgress("")).metrics
+    }
     assert math.isnan(points["train/loss"])
 
 
@@ -88,8 +91,8 @@ def test_later_steps_come_at_most_once_a_second_however_the_journal_is_cut(gaps,
     before = tracking.UNTHINNED_STEPS
     tracking.UNTHINNED_STEPS = unthinned
     try:
-        whole = tracking.entry(lines, tracking.State("")).metrics
-        state = tracking.State("")
+        whole = tracking.entry(lines, tracking.TrackingProgress("")).metrics
+        state = tracking.TrackingProgress("")
         pieces = tracking.entry(lines[:cut], state).metrics + tracking.entry(lines[cut:], state).metrics
     finally:
         tracking.UNTHINNED_STEPS = before
@@ -122,7 +125,7 @@ def test_the_address_is_the_recipes_or_the_environments_or_the_working_folders(t
 
 def test_a_recipe_with_a_password_is_refused():
     recipe = door.parse(RECIPE, overrides=["track.uri=http://me:secret@tracking:5000"])
-    with pytest.raises(Refusal, match="holds a password") as refusal:
+    with pytest.raises(UserError, match="holds a password") as refusal:
         tracking.address(recipe)
     assert "secret" not in str(refusal.value)
 
@@ -235,7 +238,7 @@ def test_a_server_that_is_down_is_told_of_and_nothing_is_lost(database, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens on the discard port
     with pytest.raises(Exception, match=r"127\.0\.0\.1"):
         tracking.tracker(folder, lambda: next(attempts)).run()
-    state = tracking.State.load(folder)
+    state = tracking.TrackingProgress.load(folder)
     assert state is not None
     assert state.trouble is not None
     assert state.offset == 0
@@ -271,7 +274,7 @@ def test_a_locked_database_is_tried_again_until_it_answers(database, tmp_path, m
     assert len(failures) == 1
     assert "locked" in failures[0]
     assert len(losses(database)) == 3
-    state = tracking.State.load(folder)
+    state = tracking.TrackingProgress.load(folder)
     assert state is not None
     assert state.trouble is None
 
@@ -324,7 +327,7 @@ def start_writer(folder: Path, parent: int) -> subprocess.Popen:
 def test_the_writer_ends_with_the_run_and_when_its_parent_is_gone(database, tmp_path):
     journal = write_run(tmp_path / "tiny-001", end=None)
     writer = start_writer(tmp_path / "tiny-001", os.getpid())
-    while (state := tracking.State.load(tmp_path / "tiny-001")) is None or not state.offset:
+    while (state := tracking.TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.offset:
         assert writer.poll() is None
         time.sleep(0.05)
     assert tracked(database)[1].info.status == "RUNNING"
@@ -346,7 +349,7 @@ def test_the_writer_of_a_dead_run_marks_it_and_ends(database, tmp_path):
 def test_a_writer_that_was_killed_is_made_good_by_a_later_one(database, tmp_path):
     journal = write_run(tmp_path / "tiny-001", end=None)
     writer = start_writer(tmp_path / "tiny-001", os.getpid())
-    while (state := tracking.State.load(tmp_path / "tiny-001")) is None or not state.run_id:
+    while (state := tracking.TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.run_id:
         time.sleep(0.02)
     writer.kill()
     writer.wait(60)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, recipe
 from trainer.run_folder import journal
-from trainer.worker import Outcome, RunOrder, run_worker
+from trainer.worker import Outcome, RunSpec, run_worker
 
 SHORT = recipe(train={"epochs": 2})
 FAST = recipe(train={"epochs": 2}, run={"reduction": "fast"})
@@ -38,8 +38,8 @@ class BrokenTask(SpineTask):
         return prepared
 
 
-def order(folder: Path, chosen=SHORT, make_task=SpineTask) -> RunOrder:
-    return RunOrder(chosen, str(folder), make_task)
+def order(folder: Path, chosen=SHORT, make_task=SpineTask) -> RunSpec:
+    return RunSpec(chosen, str(folder), make_task)
 
 
 def kinds(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ class Spoiling(SpineTask):
         return total, count
 
 
-def spoilt(folder: Path, guard: dict[str, Any], **changes: Any) -> RunOrder:
+def spoilt(folder: Path, guard: dict[str, Any], **changes: Any) -> RunSpec:
     (folder / "spoil").touch()
     make_task = functools.partial(Spoiling, str(folder / "spoil"))
     chosen = recipe(train={"epochs": 4, "guard": guard}, checkpoint={"every": {"steps": 1}}, **changes)

@@ -11,21 +11,21 @@ from trainer.run_folder.decisions import ECHO_FACTOR, Decided
 
 if TYPE_CHECKING:
     from trainer.loop import Step
-    from trainer.recorder import Record
+    from trainer.recorder import Recorder
     from trainer.training import Training
 
 MEASURED_STEPS = 8  # between two looks at the speeds: each look is one small message between the workers
 
 
 def counters(training: Training, step: Step) -> dict[str, float]:
-    """What this worker's feed has done up to a step: see `Feed.counters`.
+    """What this worker's loader has done up to a step: see `EchoLoader.counters`.
 
     Beside them `factor`, the one in force; `downstream_s`, the step's seconds per served example without
     waiting; and `idle`, the share of its time that it waited for examples.
     """
     waited_s, step_s = step.seconds.get("wait", 0.0), sum(step.seconds.values())
     return {
-        **training.feed.counters(),
+        **training.loader.counters(),
         "factor": float(training.schedule.factor(training.progress.position - 1)),
         "downstream_s": (step_s - waited_s) / step.batch,
         "idle": waited_s / max(step_s, 1e-9),
@@ -45,20 +45,20 @@ class AutomaticFactor:
         self.busy_s, self.served = 0.0, 0  # of the steps since the last look
         self.worked_s, self.prepared = 0.0, 0.0  # of the pool, at the last look
 
-    def after(self, step: Step, training: Training, record: Record) -> None:
+    def after(self, step: Step, training: Training, record: Recorder) -> None:
         """Take a step's times in, and now and then decide."""
         self.busy_s += sum(step.seconds.values()) - step.seconds.get("wait", 0.0)
         self.served += step.batch
         position = training.progress.position
         if step.step % MEASURED_STEPS or position <= self.last_decision:
             return
-        factor = training.group.share(self._proposal(training) if training.group.rank == 0 else None)
+        factor = training.group.broadcast(self._proposal(training) if training.group.rank == 0 else None)
         if factor is not None:
             record.decide(position, ECHO_FACTOR, factor)
             training.schedule.change(position, factor)
 
     def _proposal(self, training: Training) -> float | None:
-        counters = training.feed.counters()
+        counters = training.loader.counters()
         worked_s, prepared = counters["work_s"] - self.worked_s, counters["prepared"] - self.prepared
         downstream_s = self.busy_s / self.served
         self.busy_s, self.served = 0.0, 0

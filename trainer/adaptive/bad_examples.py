@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from data_echo import Preparer
-from trainer.distributed.group import Group
-from trainer.errors import Stopped
-from trainer.recorder import Record
+from trainer.distributed.group import WorkerGroup
+from trainer.errors import RunFailed
+from trainer.recorder import Recorder
 
 
 class SkippedExamples:
@@ -13,23 +13,23 @@ class SkippedExamples:
     run.
     """
 
-    def __init__(self, most: int, preparer: Preparer, group: Group):
+    def __init__(self, most: int, preparer: Preparer, group: WorkerGroup):
         self.most, self.preparer, self.group = most, preparer, group
         self.known: dict[tuple[str, int], str] = {}  # (split, index) of each, and what was wrong with it
 
-    def after_step(self, record: Record) -> None:
-        """Gather what is new on any worker. Raises Stopped, on all of them, when there are too many."""
+    def after_step(self, record: Recorder) -> None:
+        """Gather what is new on any worker. Raises RunFailed, on all of them, when there are too many."""
         if not self.most:  # then the first bad example has stopped the run
             return
-        tally = self.preparer.tally.skipped
-        mine = {key: str(error) for key, error in tally.items() if key not in self.known}
-        for found in self.group.gather(mine):
+        skipped = self.preparer.stats.skipped
+        mine = {key: str(error) for key, error in skipped.items() if key not in self.known}
+        for found in self.group.all_gather(mine):
             for (split, index), reason in found.items():
                 if (split, index) not in self.known:
                     record.write("skipped", split=split, index=index, reason=reason)
             self.known |= found
         if len(self.known) > self.most:
-            raise Stopped(
+            raise RunFailed(
                 f"{len(self.known)} bad examples were left out, and task.skip_bad allows {self.most}; "
                 f"the last: {next(reversed(self.known.values()))}"
             )

@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.compute.precision import SAME_GRADIENT
 
 if TYPE_CHECKING:
-    from trainer.compute.forward_backward import Passes
+    from trainer.compute.forward_backward import ForwardBackward
 
 MEASURED_TURNS = 3
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -49,7 +49,7 @@ class Execution:
 
 
 def choose(
-    passes: Passes,
+    passes: ForwardBackward,
     micro_batches: Sequence[int],
     gradients: Sequence[Tensor],
     *,
@@ -79,7 +79,7 @@ def choose(
 class _Trials:
     """Ways to compute micro-batches, tried one after another; `found` is what stands so far."""
 
-    def __init__(self, passes: Passes, gradients: Sequence[Tensor]):
+    def __init__(self, passes: ForwardBackward, gradients: Sequence[Tensor]):
         self.passes, self.gradients = passes, gradients
         self.found = Execution(draws_random=False, reason="")
 
@@ -172,7 +172,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.norm()) ** 2 for tensor in tensors))
 
 
-def _seconds(passes: Passes, micro_batches: Sequence[int], way: Execution) -> float:
+def _seconds(passes: ForwardBackward, micro_batches: Sequence[int], way: Execution) -> float:
     started = time.perf_counter()
     passes.rehearse(micro_batches, way)
     if passes.device.type == "cuda":
@@ -190,7 +190,7 @@ def _in_a_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _left_alone(passes: Passes, gradients: Sequence[Tensor]) -> Iterator[None]:
+def _left_alone(passes: ForwardBackward, gradients: Sequence[Tensor]) -> Iterator[None]:
     """Whatever trials do to buffers, gradients and the loss scale is undone."""
     before = [(buffer, buffer.clone()) for buffer in passes.model.buffers()]
     scale, passes.scale = passes.scale, replace(passes.scale)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_echo import Order, Preparer
-from trainer.distributed.group import Group
+from data_echo import Preparer, PrepareRequest
+from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import FixedPointSum
 from trainer.task import Task
 
@@ -23,7 +23,9 @@ class Evaluation:
     depend on how many workers there are; sums are taken in fixed point, so they are the same bits too.
     """
 
-    def __init__(self, task: Task, split: str, examples: int, block: int, preparer: Preparer, group: Group):
+    def __init__(
+        self, task: Task, split: str, examples: int, block: int, preparer: Preparer, group: WorkerGroup
+    ):
         self.task, self.split, self.preparer, self.group = task, split, preparer, group
         self.blocks = -(-examples // block)
         self.mine = [
@@ -37,7 +39,7 @@ class Evaluation:
         was_training = model.training
         model.eval()
         sums: dict[str, Tensor] = {}
-        with self.group.in_step(f"evaluating {self.split}"), torch.inference_mode():
+        with self.group.raise_on_all(f"evaluating {self.split}"), torch.inference_mode():
             for block in self._prepared():
                 batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
                 for name, (total, count) in self._metrics(model, batch).items():
@@ -56,7 +58,7 @@ class Evaluation:
         return fixed.total
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        names = self.group.share(sorted(sums))  # a worker with no block of its own still takes part
+        names = self.group.broadcast(sorted(sums))  # a worker with no block of its own still takes part
         fixed = FixedPointSum(2, self.blocks, self.group.device)
         means = {}
         for name in names:
@@ -77,7 +79,7 @@ class Evaluation:
         for number in range(len(self.kept), len(self.mine) + ORDERS_AHEAD):
             if number < len(self.mine):
                 index = self.mine[number]
-                coming.append(self.preparer.order(Order(self.split, np.zeros_like(index), index)))
+                coming.append(self.preparer.submit(PrepareRequest(self.split, np.zeros_like(index), index)))
             if coming and (len(coming) > ORDERS_AHEAD or number >= len(self.mine)):
                 block = self.preparer.collect(coming.popleft())
                 kept_bytes += sum(value.nbytes for value in block.values())

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from data_echo import Feed
+from data_echo import EchoLoader
 from trainer.compute.autotune import Execution
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.precision import LossScale, autocast
@@ -20,7 +20,7 @@ from trainer.task import Task
 Batch = dict[str, Tensor]
 
 
-class Passes:
+class ForwardBackward:
     """What turns micro-batch numbers into gradients (in the parameters' `.grad`) and statistics."""
 
     def __init__(
@@ -28,13 +28,13 @@ class Passes:
         task: Task,
         model: nn.Module,
         norms: BatchNorms,
-        feed: Feed,
+        loader: EchoLoader,
         *,
         seed: int,
         device: torch.device,
         precision: str = "fp32",
     ):
-        self.task, self.model, self.norms, self.feed = task, model, norms, feed
+        self.task, self.model, self.norms, self.loader = task, model, norms, loader
         self.seed, self.device, self.precision = seed, device, precision
         self.scale = LossScale()
         self.execution = Execution()
@@ -100,7 +100,7 @@ class Passes:
     def _load_one(self, j: int) -> Batch:
         if j in self._loaded:
             return self._loaded.pop(j)
-        batch, draws = self.feed.micro_batch(j)
+        batch, draws = self.loader.micro_batch(j)
         return self.task.augment(batch, draws)
 
 

@@ -8,7 +8,7 @@ import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.recipe.checkpoint import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def find(start: str, runs: str) -> Path:
     """The safetensors file, or the checkpoint's folder, that `init.from` names.
 
     A run stands for its trained model, or its newest checkpoint while it has none; its name is looked up in
-    the folder `runs`. Raises Refusal when there is nothing of the kind.
+    the folder `runs`. Raises UserError when there is nothing of the kind.
     """
     from trainer.run_folder.checkpoints import Checkpoints
 
@@ -32,14 +32,14 @@ def find(start: str, runs: str) -> Path:
             return path / "model.safetensors"
         if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
             return newest
-    raise Refusal(
+    raise UserError(
         f"init.from: is {start}, and there are no weights there or in {runs}; "
         "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
     )
 
 
 def put(path: Path, model: nn.Module) -> None:
-    """Load the weights that `find` found into a model, every tensor of it. Refusal names what does not
+    """Load the weights that `find` found into a model, every tensor of it. UserError names what does not
     fit.
     """
     weights, wanted = _read(path), model.state_dict()
@@ -52,7 +52,7 @@ def put(path: Path, model: nn.Module) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise Refusal(
+        raise UserError(
             f"init.from: {path} is of another model: {'; '.join(problems[:3])}{more}; "
             "give weights of this task's model"
         )
@@ -87,6 +87,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise Refusal(
+        raise UserError(
             f"init.from: {path}: cannot be read ({error}); give a whole safetensors file"
         ) from error

@@ -8,7 +8,7 @@ import time
 import torch
 
 
-class Stopwatch:
+class StepTimer:
     """Laps of a step, added up by name."""
 
     def __init__(self, device: torch.device):

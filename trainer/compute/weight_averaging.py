@@ -54,8 +54,8 @@ class RunningAverage:
         micro_batches = math.ceil(REESTIMATED_EXAMPLES / training.recipe.batch.micro)
         sums = FixedPointSum(len(norms.statistics), micro_batches, training.group.device)
         self.model.train()
-        with training.group.in_step("batch norm of the averaged weights"), torch.no_grad():
-            for j in training.share(micro_batches):
+        with training.group.raise_on_all("batch norm of the averaged weights"), torch.no_grad():
+            for j in training.own_micro_batches(micro_batches):
                 norms.clear()
                 training.passes.forward(self.model, j)
                 sums.add(norms.statistics)

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 from data_echo import DataError
-from trainer.errors import Refusal, Stopped
+from trainer.errors import RunFailed, UserError
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """One worker's view of its group. Alone (size 1) it needs no process group and every collective does
     nothing.
     """
@@ -30,7 +30,7 @@ class Group:
     is_ours: bool = False  # whether `join` set torch.distributed up, and `leave` is to take it down
 
     @classmethod
-    def join(cls, device: str = "auto") -> Group:
+    def join(cls, device: str = "auto") -> WorkerGroup:
         """The group this process belongs to: torch.distributed's where it is set up (Ray Train), torchrun's
         where its environment variables say so, otherwise a group of one. `device` is "auto" (a GPU where
         there is one), "cpu" or "cuda".
@@ -53,17 +53,17 @@ class Group:
         """Whether this worker serves a lane of the data stream."""
         return lane % self.size == self.rank
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, in place, becomes its sum over all workers."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_later(self, tensor: torch.Tensor) -> dist.Work | None:
-        """As `sum`, in the background: wait on what is returned before reading the tensor."""
+    def all_reduce_async(self, tensor: torch.Tensor) -> dist.Work | None:
+        """As `all_reduce`, in the background: wait on what is returned before reading the tensor."""
         return dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, on every worker. Small picklable things only; they come from the same run."""
         if self.size == 1:
             return value
@@ -71,8 +71,8 @@ class Group:
         dist.broadcast_object_list(box, src=0, device=CPU)
         return box[0]
 
-    def gather(self, value: T) -> list[T]:
-        """Every worker's `value`, by rank, on every worker. As `share`: small picklable things of this
+    def all_gather(self, value: T) -> list[T]:
+        """Every worker's `value`, by rank, on every worker. As `broadcast`: small picklable things of this
         run.
         """
         if self.size == 1:
@@ -82,8 +82,8 @@ class Group:
         return values
 
     @contextmanager
-    def in_step(self, what: str) -> Iterator[None]:
-        """What is done here may fail on one worker alone. If it does, all of them raise Stopped with its
+    def raise_on_all(self, what: str) -> Iterator[None]:
+        """What is done here may fail on one worker alone. If it does, all of them raise RunFailed with its
         reason, and none is left waiting for one that is gone.
         """
         trouble = None
@@ -91,18 +91,18 @@ class Group:
             yield
         except Exception as error:
             trouble = error
-        reason = self.first(trouble)
+        reason = self.first_failure(trouble)
         if reason is not None:
-            raise Stopped(f"{what}: {reason}") from trouble
+            raise RunFailed(f"{what}: {reason}") from trouble
 
-    def first(self, trouble: Exception | None) -> str | None:
+    def first_failure(self, trouble: Exception | None) -> str | None:
         """The first worker's trouble, in words, on every worker; None if nobody has any."""
         reason = None if trouble is None else _words(trouble)
-        return next((told for told in self.gather(reason) if told is not None), None)
+        return next((told for told in self.all_gather(reason) if told is not None), None)
 
 
 def _words(trouble: Exception) -> str:
-    speaks_for_itself = isinstance(trouble, DataError | Refusal | Stopped)
+    speaks_for_itself = isinstance(trouble, DataError | UserError | RunFailed)
     return str(trouble) if speaks_for_itself else f"{type(trouble).__name__}: {trouble}"
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.distributed.group import Group
+from trainer.distributed.group import WorkerGroup
 
 FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
 BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
@@ -62,7 +62,7 @@ class FastReduction:
     """
 
     def __init__(
-        self, group: Group, optimizer: Flattened, parameters: Sequence[nn.Parameter], statistics: int
+        self, group: WorkerGroup, optimizer: Flattened, parameters: Sequence[nn.Parameter], statistics: int
     ):
         self.group, self.optimizer, self.parameters = group, optimizer, parameters
         self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
@@ -96,7 +96,7 @@ class FastReduction:
         self._send_until(
             len(self.buckets)
         )  # parameters without a gradient this time, or no micro-batch at all
-        self.group.sum(self.statistics)
+        self.group.all_reduce(self.statistics)
         for work in self.sent:
             if work is not None:
                 work.wait()
@@ -114,7 +114,7 @@ class FastReduction:
     def _send_until(self, end: int) -> None:
         # Always in bucket order: every worker must issue the same collectives in the same order.
         for bucket in self.buckets[len(self.sent) : end]:
-            self.sent.append(self.group.sum_later(bucket))
+            self.sent.append(self.group.all_reduce_async(bucket))
 
 
 class ExactReduction:
@@ -125,7 +125,7 @@ class ExactReduction:
     `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
     """
 
-    def __init__(self, group: Group, optimizer: Flattened, statistics: int, micro_batches: int):
+    def __init__(self, group: WorkerGroup, optimizer: Flattened, statistics: int, micro_batches: int):
         self.group, self.optimizer = group, optimizer
         buffers = optimizer.flat.gradients
         self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
@@ -179,9 +179,9 @@ class FixedPointSum:
         self.total[1, :-1] += fine.to(torch.int64)
         self.total[0, -1] += (~fits).to(torch.int64)
 
-    def over(self, group: Group) -> Tensor:
+    def over(self, group: WorkerGroup) -> Tensor:
         """The sum over all workers' summands, float64; NaN throughout if one did not fit."""
-        coarse, fine = group.sum(self.total).double()
+        coarse, fine = group.all_reduce(self.total).double()
         value = coarse[:-1] / self.COARSE + fine[:-1] / self.FINE
         return torch.where(coarse[-1] == 0, value, torch.nan)
 

@@ -81,12 +81,12 @@ def _micro_batch(plan: Plan) -> dict[str, Tensor]:
     """A whole augmented micro-batch, made of copies of the first examples."""
     import torch
 
-    from data_echo import Draws, InlinePreparer, Order
+    from data_echo import Draws, InlinePreparer, PrepareRequest
 
     recipe, size = plan.recipe, plan.recipe.batch.micro
     preparer = InlinePreparer(plan.task, recipe.seed)
     few = np.arange(min(PROBED_EXAMPLES, plan.examples["train"]))
-    block = preparer.collect(preparer.order(Order("train", np.zeros_like(few), few)))
+    block = preparer.collect(preparer.submit(PrepareRequest("train", np.zeros_like(few), few)))
     batch = {
         name: torch.from_numpy(np.resize(array, (size, *array.shape[1:]))) for name, array in block.items()
     }

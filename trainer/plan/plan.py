@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.compute import initial_weights as weights
 from trainer.errors import RecipeError
 from trainer.plan import schedules as schedule
-from trainer.plan.schedules import Stages
+from trainer.plan.schedules import BatchStages
 from trainer.recipe.messages import in_bytes
 from trainer.recipe.schema import Contradiction, Recipe
 from trainer.task import SPLITS, Task, load
@@ -24,7 +24,7 @@ class Plan:
 
     recipe: Recipe
     examples: dict[str, int]  # by split
-    stages: Stages
+    stages: BatchStages
     steps: int
     total_examples: int  # the length that the schedules are stretched over
     served_examples: int  # at the end of the last step, which may go past the total
@@ -168,7 +168,7 @@ def make(recipe: Recipe, task: Task | None = None) -> Plan:
     n, size = examples["train"], recipe.batch.size
     total = schedule.in_examples(recipe.train, examples_per_epoch=n, total_examples=0, batch_size=size)
     rate = schedule.LearningRate(recipe, n, total)
-    stages = schedule.Stages(recipe, n, total)
+    stages = schedule.BatchStages(recipe, n, total)
     model = _model(recipe, task)
     if recipe.init.from_ is not None:
         weights.find(recipe.init.from_, recipe.checkpoint.dir)
@@ -287,7 +287,7 @@ def _large_blocks(recipe: Recipe, train_examples: int) -> Iterator[Contradiction
         yield "batch.shuffle.block", wrong, "give the rows that are read together, or 1"
 
 
-def _idle_stages(stages: Stages, total_examples: int) -> Iterator[Contradiction]:
+def _idle_stages(stages: BatchStages, total_examples: int) -> Iterator[Contradiction]:
     starts = [stage.start for stage in stages.stages]
     if sorted(set(starts)) != starts or starts[-1] >= total_examples:
         wrong = f"its stages begin at examples {', '.join(map(str, starts))} of {total_examples}"

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trainer.recipe.durations import Length
+from trainer.recipe.durations import Duration
 from trainer.recipe.schedule import (
     CosineDecay,
     ExponentialDecay,
@@ -25,7 +25,7 @@ from trainer.recipe.schedule import (
 from trainer.recipe.schema import Recipe
 
 
-def in_examples(length: Length, *, examples_per_epoch: int, total_examples: int, batch_size: int) -> int:
+def in_examples(length: Duration, *, examples_per_epoch: int, total_examples: int, batch_size: int) -> int:
     """A length in served examples, rounded to a whole one. A step counts as `batch_size` examples."""
     if length.examples is not None:
         return length.examples
@@ -42,7 +42,7 @@ def scaled(scale: Scale, lr: float, batch_size: int) -> float:
     return lr * (batch_size / (scale.base_batch or batch_size)) ** power
 
 
-class Stage(NamedTuple):
+class BatchStage(NamedTuple):
     """A stretch of the run with one batch. `rate` makes up for what the batch could not grow."""
 
     start: int  # examples served before it
@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     rate: float = 1.0
 
 
-class Stages:
+class BatchStages:
     """The batch over the run. A step begins with the batch of the stage that its first example lies in."""
 
     def __init__(self, recipe: Recipe, examples_per_epoch: int, total_examples: int) -> None:
@@ -58,7 +58,7 @@ class Stages:
         sizes, rates = batch.sizes, [1.0] * len(batch.sizes)
         starts = [0]
 
-        def examples(length: Length) -> int:
+        def examples(length: Duration) -> int:
             return in_examples(
                 length,
                 examples_per_epoch=examples_per_epoch,
@@ -72,9 +72,9 @@ class Stages:
             starts = [examples(growth.over) * stage // (len(sizes) - 1) for stage in range(len(sizes))]
         if isinstance(growth, MultiplyGrowth):
             rates = [size / (batch.size * growth.factor**stage) for stage, size in enumerate(sizes)]
-        self.stages = tuple(map(Stage, starts, sizes, rates))
+        self.stages = tuple(map(BatchStage, starts, sizes, rates))
 
-    def at(self, served: int) -> Stage:
+    def at(self, served: int) -> BatchStage:
         """The stage of the step that follows `served` examples."""
         return self.stages[bisect_right(self.stages, served, key=lambda stage: stage.start) - 1]
 
@@ -96,7 +96,7 @@ class LearningRate:
         self._schedule = schedule
         self._batch_size = recipe.batch.size
         self._examples_per_epoch = examples_per_epoch
-        self._stages = Stages(recipe, examples_per_epoch, total_examples)
+        self._stages = BatchStages(recipe, examples_per_epoch, total_examples)
         self.total_examples = total_examples
         self.peak = scaled(schedule.scale, recipe.optimizer.hyper["lr"], recipe.batch.size)
         self.warmup_examples = self.in_examples(schedule.warmup) if schedule.warmup else 0
@@ -117,7 +117,7 @@ class LearningRate:
             factor *= warm(warmup, (served_before + batch_size) / self.warmup_examples)
         return self.peak * factor
 
-    def in_examples(self, length: Length) -> int:
+    def in_examples(self, length: Duration) -> int:
         """A length of the recipe's in served examples."""
         return in_examples(
             length,

@@ -20,7 +20,7 @@ class Best(Section):
     keep: Count = Field(default=1, description="how many of the best are kept")
 
 
-class Checkpoint(Section):
+class CheckpointSection(Section):
     """What is kept to go on from."""
 
     every: SavingInterval = Field(default=SavingInterval(minutes=1), description="how often")

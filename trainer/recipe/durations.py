@@ -38,7 +38,7 @@ def refuse(wrong: str, right: str, key: str = "") -> PydanticCustomError:
     return PydanticCustomError("refused", "{wrong}; {right}", {"wrong": wrong, "right": right, "key": key})
 
 
-class Length(Section):
+class Duration(Section):
     """A length of training, in exactly one unit. An epoch serves as many examples as the data has."""
 
     UNITS: ClassVar[tuple[str, ...]] = ("examples", "epochs", "steps", "share")
@@ -65,7 +65,7 @@ class Length(Section):
         )
 
     @model_validator(mode="after")
-    def _one_unit(self) -> "Length":
+    def _one_unit(self) -> "Duration":
         given = [unit for unit in self.UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             raise refuse(f"gives {' and '.join(given) or 'no unit'}", f"give one of {', '.join(self.UNITS)}")
@@ -78,10 +78,10 @@ class Length(Section):
         }
 
 
-Milestones = Annotated[tuple[Length, ...], Field(strict=False, min_length=1)]
+Milestones = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
 
 
-class Interval(Length):
+class Interval(Duration):
     """A length that is not zero."""
 
     @model_validator(mode="after")
@@ -94,6 +94,6 @@ class Interval(Length):
 class SavingInterval(Interval):
     """A length or a time: saving a checkpoint changes nothing, so a clock may decide when."""
 
-    UNITS: ClassVar = (*Length.UNITS, "minutes")
+    UNITS: ClassVar = (*Duration.UNITS, "minutes")
 
     minutes: Positive | None = Field(default=None, description="minutes of wall time")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.recipe.messages import nearest, plain
-from trainer.recipe.schema import Contradiction, Optimizer
+from trainer.recipe.schema import Contradiction, OptimizerSection
 
 Hyper = dict[str, Any]
 
@@ -36,7 +36,7 @@ def contradictions(section: Hyper) -> Iterator[Contradiction]:
     for key, value in section.items():
         if key in defaults:
             yield from _value_contradictions(name, key, value, defaults)
-        elif key not in Optimizer.model_fields:
+        elif key not in OptimizerSection.model_fields:
             yield f"optimizer.{key}", f"is unknown to {name}", nearest(key, defaults)
 
 
@@ -53,7 +53,7 @@ def _value_contradictions(name: str, key: str, value: Any, defaults: Hyper) -> I
 
     import optim
 
-    hyper = Optimizer.model_validate({"name": name} | defaults | {key: value}).hyper
+    hyper = OptimizerSection.model_validate({"name": name} | defaults | {key: value}).hyper
     try:
         optim.build(name, [torch.nn.Parameter(torch.zeros(1))], **hyper)
     except (ValueError, TypeError) as error:

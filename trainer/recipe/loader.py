@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from trainer.errors import Problem, RecipeError, Refusal
+from trainer.errors import Problem, RecipeError, UserError
 from trainer.recipe import hyperparameters
 from trainer.recipe import messages as wording
 from trainer.recipe.durations import SavingInterval
@@ -30,13 +30,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: with every mistake.
-        Refusal: the file cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Refusal(f"{path}: cannot be read ({cause}); give the path of a recipe, a YAML file") from error
+        raise UserError(
+            f"{path}: cannot be read ({cause}); give the path of a recipe, a YAML file"
+        ) from error
     return parse(text, str(path), overrides)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from trainer.recipe.durations import Length, SavingInterval, Section
+from trainer.recipe.durations import Duration, SavingInterval, Section
 from trainer.recipe.messages import plain
 from trainer.recipe.schema import SECTIONS
 
@@ -47,13 +47,13 @@ def _page(loc: tuple[str, ...], model: type[Section]) -> Iterator[str]:
     yield f"{' '.join((model.__doc__ or '').split())}\n"
     yield "| key | values | default | meaning |"
     yield "|---|---|---|---|"
-    if issubclass(model, Length):
+    if issubclass(model, Duration):
         units = ", ".join(f"`{unit}`" for unit in model.UNITS)
         yield f"| {units} | a length in one unit | required | how long |"
     properties = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         key = field.alias or name
-        if not (issubclass(model, Length) and key in UNITS):
+        if not (issubclass(model, Duration) and key in UNITS):
             yield f"| `{key}` | {_values(properties[key])} | {_default(field)} | {field.description} |"
     yield ""
 
@@ -74,7 +74,7 @@ def _values(schema: dict[str, Any]) -> str:
         branches = [_values(branch) for branch in schema.get("anyOf", []) + schema.get("oneOf", [])]
         return " or ".join(dict.fromkeys(filter(None, branches)))
     if "$ref" in schema:
-        return "a length" if schema["$ref"].endswith(("/Length", "Interval")) else "a section"
+        return "a length" if schema["$ref"].endswith(("/Duration", "Interval")) else "a section"
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     kind = {

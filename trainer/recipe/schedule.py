@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.durations import Count, Interval, Length, Milestones, Positive, Section, Share, refuse
+from trainer.recipe.durations import Count, Duration, Interval, Milestones, Positive, Section, Share, refuse
 
 
 class Scale(Section):
@@ -29,7 +29,7 @@ class Scale(Section):
         return self
 
 
-class WarmUp(Length):
+class WarmUp(Duration):
     """From `start` up to the full rate, over one length."""
 
     shape: Literal["constant", "linear", "polynomial", "exponential", "cosine"] = Field(
@@ -92,7 +92,9 @@ class ExponentialDecay(Section):
     every: Interval = Field(
         default=Interval(epochs=1), description="the length that multiplies by `factor` once"
     )
-    hold: Length = Field(default=Length(epochs=0), description="how long the full rate is kept after warm-up")
+    hold: Duration = Field(
+        default=Duration(epochs=0), description="how long the full rate is kept after warm-up"
+    )
     end: Share = Field(default=0.0, description="the rate never falls below this share of the full rate")
 
 
@@ -101,7 +103,7 @@ Decay = Annotated[
 ]
 
 
-class CoolDown(Length):
+class CoolDown(Duration):
     """The last stretch of training, on top of any decay (with constant decay: warm-up-stable-decay)."""
 
     shape: Literal["linear", "sqrt"] = Field(
@@ -110,7 +112,7 @@ class CoolDown(Length):
     end: Share = Field(default=0.0, description="where it ends, as a share of the rate that the decay gives")
 
 
-class Schedule(Section):
+class ScheduleSection(Section):
     """The learning rate over the run, a function of the examples served."""
 
     scale: Scale = Field(default=Scale(), description="how the rate follows the batch")
@@ -136,7 +138,7 @@ class RampGrowth(Section):
     shape: Literal["ramp"] = Field(description="equal increments up to `batch.size`")
     start: Count = Field(description="the first batch")
     increment: Count = Field(description="what each stage adds")
-    over: Length = Field(description="the length after which the batch has its full size")
+    over: Duration = Field(description="the length after which the batch has its full size")
 
 
 class StepsGrowth(Section):

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from trainer.errors import Problem
-from trainer.recipe.checkpoint import Checkpoint
+from trainer.recipe.checkpoint import CheckpointSection
 from trainer.recipe.durations import Count, Interval, Names, Natural, Positive, Section, refuse
-from trainer.recipe.schedule import MultiplyGrowth, RampGrowth, Schedule, StepsGrowth
-from trainer.recipe.train import Train
+from trainer.recipe.schedule import MultiplyGrowth, RampGrowth, ScheduleSection, StepsGrowth
+from trainer.recipe.train import TrainSection
 
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
 
@@ -38,7 +38,7 @@ class TaskSection(Section):
     )
 
 
-class Init(Section):
+class InitSection(Section):
     """Where the weights start."""
 
     from_: str | None = Field(
@@ -56,14 +56,14 @@ class Init(Section):
     freeze: Names = Field(default=(), description="name patterns of parameters that stay as they start")
 
     @model_validator(mode="after")
-    def _zero_counts(self) -> "Init":
+    def _zero_counts(self) -> "InitSection":
         if self.zero and self.from_:
             right = "leave it out: all weights come from there"
             raise refuse(f"is {', '.join(self.zero)}, and from is {self.from_}", right, "zero")
         return self
 
 
-class Shuffle(Section):
+class ShuffleSection(Section):
     """How each pass orders the training rows: one by one, or in blocks where rows are dear to read alone."""
 
     block: Count = Field(
@@ -72,7 +72,7 @@ class Shuffle(Section):
     window: Count = Field(default=16, description="blocks that are read together, their rows shuffled")
 
 
-class Batch(Section):
+class BatchSection(Section):
     """The global batch, and the pieces that it is computed in on any number of workers."""
 
     size: Count = Field(description="examples per update of the weights, over all workers")
@@ -80,7 +80,9 @@ class Batch(Section):
     lanes: Count = Field(
         default=48, description="streams that the data is dealt to; the most workers that can share them"
     )
-    shuffle: Shuffle = Field(default=Shuffle(), description="how each pass orders the training rows")
+    shuffle: ShuffleSection = Field(
+        default=ShuffleSection(), description="how each pass orders the training rows"
+    )
     growth: MultiplyGrowth | RampGrowth | StepsGrowth | None = Field(
         default=None, discriminator="shape", description="how the batch grows during training"
     )
@@ -109,14 +111,14 @@ class Batch(Section):
         return min(min(self.sizes) // self.micro, self.lanes)
 
     @model_validator(mode="after")
-    def _ramp_rises(self) -> "Batch":
+    def _ramp_rises(self) -> "BatchSection":
         if isinstance(self.growth, RampGrowth) and self.growth.start >= self.size:
             wrong = f"start is {self.growth.start}, not below size {self.size}"
             raise refuse(wrong, "start with a smaller batch, or leave growth out", "growth")
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> "Batch":
+    def _divides(self) -> "BatchSection":
         for stage, size in enumerate(self.sizes):
             if size % self.micro:
                 below = size // self.micro * self.micro
@@ -133,7 +135,7 @@ class Batch(Section):
         return self
 
     @model_validator(mode="after")
-    def _bn_group_divides(self) -> "Batch":
+    def _bn_group_divides(self) -> "BatchSection":
         if self.bn_group and self.micro % self.bn_group:
             groups = ", ".join(str(d) for d in range(1, self.micro + 1) if self.micro % d == 0)
             raise refuse(
@@ -144,7 +146,7 @@ class Batch(Section):
         return self
 
 
-class Optimizer(Section):
+class OptimizerSection(Section):
     """The update rule. Further keys are the rule's own hyperparameters, with their published defaults."""
 
     model_config = ConfigDict(extra="allow")
@@ -173,7 +175,7 @@ class Optimizer(Section):
         return ({} if self.lr is None else {"lr": self.lr}) | extra
 
 
-class Echo(Section):
+class EchoSection(Section):
     """Serve each prepared example more than once, so that slow preparation does not starve the workers."""
 
     factor: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
@@ -199,30 +201,30 @@ class Echo(Section):
         return self.cap if self.factor == "auto" else self.factor
 
 
-class Eval(Section):
+class EvalSection(Section):
     """Validation during the run. The test split is used once, at its end."""
 
     every: Interval | None = Field(default=Interval(epochs=1), description="how often; null: only at the end")
 
 
-class Pool(Section):
+class PoolSection(Section):
     """The processes that prepare examples."""
 
     min: Count = Field(default=1, description="processes at the start")
     max: Count = Field(default=2, description="the most that may be added")
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Pool":
+    def _ordered(self) -> "PoolSection":
         if self.max < self.min:
             raise refuse(f"is {self.max}, less than min {self.min}", f"give {self.min} or more", "max")
         return self
 
 
-class Run(Section):
+class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
     workers: Count = Field(default=1, description="workers that share each batch")
-    pool: Pool = Field(default=Pool(), description="the processes that prepare examples")
+    pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
         default="ddp", description="how the model is spread: each worker holds the whole"
     )
@@ -249,7 +251,7 @@ class Run(Section):
     )
 
     @model_validator(mode="after")
-    def _compiles_no_exact_run(self) -> "Run":
+    def _compiles_no_exact_run(self) -> "RunSection":
         if self.compile and self.reduction == "exact":
             raise refuse(
                 "is true, and reduction is exact", "leave it out, or let reduction be fast", "compile"
@@ -257,7 +259,7 @@ class Run(Section):
         return self
 
 
-class Track(Section):
+class TrackSection(Section):
     """Where the run is recorded."""
 
     uri: str | None = Field(
@@ -275,16 +277,18 @@ class Recipe(Section):
     )
     seed: Natural = Field(default=0, description="seed of weights, data order and random draws")
     task: TaskSection = Field(description="the model, its data and its loss")
-    init: Init = Field(default=Init(), description="where the weights start")
-    batch: Batch = Field(description="the global batch and its pieces")
-    optimizer: Optimizer = Field(description="the update rule")
-    schedule: Schedule = Field(default=Schedule(), description="the learning rate over the run")
-    echo: Echo = Field(default=Echo(), description="serving examples more than once")
-    train: Train = Field(description="how long, and how each update is made")
-    eval: Eval = Field(default=Eval(), description="validation during the run")
-    checkpoint: Checkpoint = Field(default=Checkpoint(), description="what is kept to go on from")
-    run: Run = Field(default=Run(), description="where and how the run is computed")
-    track: Track = Field(default=Track(), description="where the run is recorded")
+    init: InitSection = Field(default=InitSection(), description="where the weights start")
+    batch: BatchSection = Field(description="the global batch and its pieces")
+    optimizer: OptimizerSection = Field(description="the update rule")
+    schedule: ScheduleSection = Field(default=ScheduleSection(), description="the learning rate over the run")
+    echo: EchoSection = Field(default=EchoSection(), description="serving examples more than once")
+    train: TrainSection = Field(description="how long, and how each update is made")
+    eval: EvalSection = Field(default=EvalSection(), description="validation during the run")
+    checkpoint: CheckpointSection = Field(
+        default=CheckpointSection(), description="what is kept to go on from"
+    )
+    run: RunSection = Field(default=RunSection(), description="where and how the run is computed")
+    track: TrackSection = Field(default=TrackSection(), description="where the run is recorded")
 
     @model_validator(mode="after")
     def _with_capacity(self) -> "Recipe":
@@ -312,12 +316,12 @@ class Recipe(Section):
         return Problem(file, line, key, wrong, right)
 
 
-def least_capacity(batch: Batch, echo: Echo) -> int:
+def least_capacity(batch: BatchSection, echo: EchoSection) -> int:
     """The examples that the lanes must keep at least, for echoes to be shuffled."""
     return math.ceil(batch.lanes * batch.micro * (Fraction(str(echo.largest)) - 1))
 
 
-def workers_without_work(batch: Batch, run: Run) -> Iterator[Contradiction]:
+def workers_without_work(batch: BatchSection, run: RunSection) -> Iterator[Contradiction]:
     """A worker owns whole lanes and computes whole micro-batches, in every stage of the batch."""
     if run.workers > batch.largest_workers:
         micro_batches = min(batch.sizes) // batch.micro
@@ -325,7 +329,7 @@ def workers_without_work(batch: Batch, run: Run) -> Iterator[Contradiction]:
         yield "run.workers", wrong, f"the largest that works is {batch.largest_workers}"
 
 
-def echoes_without_room(batch: Batch, echo: Echo) -> Iterator[Contradiction]:
+def echoes_without_room(batch: BatchSection, echo: EchoSection) -> Iterator[Contradiction]:
     """Every lane must keep the examples that wait for their next copy."""
     least = least_capacity(batch, echo)
     if echo.capacity is not None and echo.capacity < least:

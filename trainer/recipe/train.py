@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.durations import Count, Interval, Length, Positive, Section, refuse
+from trainer.recipe.durations import Count, Duration, Interval, Positive, Section, refuse
 
 
 class Guard(Section):
@@ -34,7 +34,7 @@ class StochasticAverage(Section):
     """The mean of the weights at intervals of the last stretch (SWA)."""
 
     kind: Literal["swa"] = Field(description="mean of weights along the way")
-    start: Length = Field(default=Length(share=0.75), description="where the last stretch begins")
+    start: Duration = Field(default=Duration(share=0.75), description="where the last stretch begins")
     every: Interval = Field(default=Interval(epochs=1), description="how often weights join the mean")
 
 
@@ -63,7 +63,7 @@ class Budget(Section):
     minutes: Positive | None = Field(default=None, description="minutes of training")
 
 
-class Train(Interval):
+class TrainSection(Interval):
     """How long to train, and how each update is made."""
 
     UNITS: ClassVar = ("examples", "epochs", "steps")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import Stopped
+from trainer.errors import RunFailed
 from trainer.recipe.checkpoint import MANIFEST, STATE, Best
 from trainer.run_folder.durable import make_durable
 
@@ -59,7 +59,7 @@ class Checkpoints:
             self._writing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise Stopped(f"{self.folder}: a checkpoint could not be written: {failure}") from failure
+            raise RunFailed(f"{self.folder}: a checkpoint could not be written: {failure}") from failure
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint whose every byte is as written, or None. Damaged and half-written ones are
@@ -72,7 +72,7 @@ class Checkpoints:
         if self.best is None:
             return False
         if self.best.metric not in metrics:
-            raise Stopped(
+            raise RunFailed(
                 f"checkpoint.best: the task has no metric {self.best.metric}; it has {', '.join(metrics)}"
             )
         merit, rivals = self._merit(metrics), [merit for merit, _ in self._best_first()]
@@ -148,9 +148,9 @@ def is_whole(path: Path) -> bool:
 def load(path: Path, device: torch.device | str = "cpu") -> State:
     """The state in a checkpoint folder. Nothing but tensors and plain values is unpickled.
 
-    Raises Stopped when the checkpoint is not whole or of another format."""
+    Raises RunFailed when the checkpoint is not whole or of another format."""
     if not is_whole(path):
-        raise Stopped(
+        raise RunFailed(
             f"{path}: the checkpoint is damaged or incomplete; choose an older one of the same folder"
         )
     return read(path, device)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from data_echo import InlinePreparer, Order
+from data_echo import InlinePreparer, PrepareRequest
 from trainer import task
 from trainer.recipe.schema import Recipe
 
@@ -39,6 +39,6 @@ def trained_model(folder: Path, recipe: Recipe) -> tuple[nn.Module, tuple[np.nda
 def _batch(its_task: task.Task, seed: int) -> dict[str, torch.Tensor]:
     preparer = InlinePreparer(its_task, seed)
     index = np.arange(EXAMPLES)
-    block = preparer.collect(preparer.order(Order("validation", np.zeros_like(index), index)))
+    block = preparer.collect(preparer.submit(PrepareRequest("validation", np.zeros_like(index), index)))
     preparer.close()
     return {name: torch.as_tensor(value) for name, value in block.items()}

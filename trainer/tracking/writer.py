@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainer.errors import Refusal
+from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.journal import FILE_NAME as JOURNAL
 from trainer.run_folder.journal import Line, Tail, read
@@ -56,10 +56,10 @@ def address(recipe: Recipe) -> str:
     """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else SQLite in the working folder.
 
     Raises:
-        Refusal: the recipe's address holds a password; recipes are stored with runs and logged.
+        UserError: the recipe's address holds a password; recipes are stored with runs and logged.
     """
     if recipe.track.uri and urlsplit(recipe.track.uri).password:
-        raise Refusal(
+        raise UserError(
             "track.uri: holds a password, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
         )
@@ -80,7 +80,7 @@ def shown(uri: str) -> str:
 
 
 @dataclass
-class State:
+class TrackingProgress:
     """How far a run has been tracked; kept in its folder."""
 
     uri: str  # as it may be shown
@@ -93,7 +93,7 @@ class State:
     trouble: str | None = None  # what keeps MLflow from going on, if anything
 
     @classmethod
-    def load(cls, folder: Path) -> "State | None":
+    def load(cls, folder: Path) -> "TrackingProgress | None":
         """The state in a run folder; None when nothing was tracked yet."""
         try:
             return cls(**json.loads((folder / STATE_FILE).read_text()))
@@ -117,7 +117,7 @@ class Entry:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def entry(lines: Iterable[Line], state: State) -> Entry:
+def entry(lines: Iterable[Line], state: TrackingProgress) -> Entry:
     """Translate journal lines. Steps of long runs are thinned; `state` remembers how far that went."""
     result = Entry()
     for line in lines:
@@ -174,7 +174,7 @@ class Tracker:
     def __init__(self, folder: Path, recipe: Recipe, keep_trying: Callable[[], bool] = lambda: False) -> None:
         self.folder, self.recipe, self.keep_trying = folder, recipe, keep_trying
         self.uri = address(recipe)
-        self.state = State.load(folder) or State(shown(self.uri))
+        self.state = TrackingProgress.load(folder) or TrackingProgress(shown(self.uri))
         self.state.uri = shown(self.uri)
         self.tail = Tail(folder, self.state.offset)
 
