@@ -98,7 +98,7 @@ def test_durations(seconds, text):
 NOISY = """
 import os, subprocess, sys
 from pathlib import Path
-from cluster.screen import Screen
+from cluster.console import Screen
 screen = Screen()
 with screen.alone(Path("noise.log")):
     print("from python")

@@ -31,7 +31,7 @@ def steps_in_mlflow(folder: Path) -> list[dict[str, float]]:
     """Each step's metrics by name, as the writer translates the journal."""
     lines = [line for line in journal.read(folder) if line["kind"] == "step"]
     return [
-        {name: value for name, value, *_ in tracking.entry([line], tracking.State("")).metrics}
+        {name: value for name, value, *_ in tracking.entry([line], tracking.TrackingProgress("")).metrics}
         for line in lines
     ]
 

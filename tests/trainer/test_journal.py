@@ -170,7 +170,7 @@ def test_a_decision_is_synced_before_the_call_returns(tmp_path, monkeypatch):
 
 WRITER = """
 import sys
-from trainer.journal import Journal
+from trainer.run_folder.journal import Journal
 journal = Journal(sys.argv[1])
 for number in range(200):
     journal.write(sys.argv[2], writer=int(sys.argv[3]), number=number, filler="x" * 200)
