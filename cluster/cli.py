@@ -100,26 +100,24 @@ def train(
         click.echo(f"lockstep train {recipe}")
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
-    from cluster import driver
-    from cluster import local_launcher as in_one_process
-    from cluster import ray_launcher as launch
-    from cluster.console import Screen
+    from cluster import driver, local_launcher, ray_launcher
+    from cluster.console import Console
 
     if accept and not resume:
         raise click.UsageError("--accept is for --resume")
     options = driver.TrainOptions(resume, accept, profile)
-    if in_one_process.is_torchrun():
-        return in_one_process.train_under_torchrun(recipe, overrides, options)
-    screen = Screen()
+    if local_launcher.is_torchrun():
+        return local_launcher.train_under_torchrun(recipe, overrides, options)
+    console = Console()
     if local:
         overrides = (*overrides, "run.workers=1")
-    planned = driver.prepare(recipe, overrides, screen)
-    address = None if local else launch.address_of(address)
+    planned = driver.prepare(recipe, overrides, console)
+    address = None if local else ray_launcher.address_of(address)
     if address is None:
-        launch.refuse_what_does_not_fit(planned.recipe)
+        ray_launcher.refuse_what_does_not_fit(planned.recipe)
     if local:
-        return driver.train(planned, in_one_process.in_process, screen, options)
-    return driver.train(planned, launch.on(address), screen, options, keep_noise=True)
+        return driver.train(planned, local_launcher.in_process, console, options)
+    return driver.train(planned, ray_launcher.on(address), console, options, keep_noise=True)
 
 
 @command
@@ -132,23 +130,26 @@ def train(
 def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
-    from trainer.plan import memory, plan
-    from trainer.recipe import loader as door
+    from trainer.plan import memory, report
+    from trainer.plan.inputs import Inputs
+    from trainer.plan.plan import echo_schedule, resolve
+    from trainer.recipe import loader
 
     resolved = driver.read(recipe, overrides)
-    planned = plan.make(resolved)
+    inputs = Inputs.of(resolved)
+    plan = resolve(resolved, inputs)
     if order:
         from data_echo import order_lines
 
-        for line in order_lines(plan.echo_schedule(resolved, planned.examples["train"]), order):
+        for line in order_lines(echo_schedule(resolved, plan.examples["train"]), order):
             click.echo(line)
         return
-    click.echo(door.dump(resolved))
-    click.echo("\n".join(planned.lines(memory.rows(planned))))
+    click.echo(loader.dump(resolved))
+    click.echo("\n".join(report.lines(plan, memory.rows(plan, inputs.task))))
     if plot:
         from trainer.plan import plot as plots
 
-        click.echo("\n".join(["", *plots.lines(planned)]))
+        click.echo("\n".join(["", *plots.lines(plan)]))
 
 
 @command
@@ -183,9 +184,9 @@ def schema() -> None:
 def ui(uri: str | None, port: int | None) -> None:
     """Open the MLflow UI on this machine."""
     from cluster import mlflow_ui as ui
-    from cluster.console import Screen
+    from cluster.console import Console
 
-    ui.serve(uri, port, Screen())
+    ui.serve(uri, port, Console())
 
 
 @command

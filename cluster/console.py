@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.text import Text
 
@@ -20,11 +20,11 @@ RATE_WINDOW_S = 10.0
 PLAIN_INTERVAL_S = 5.0
 
 
-class Screen:
+class Console:
     """Writes to `stream`, by default the standard output, from any thread."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.rich = RichConsole(file=stream, highlight=False, soft_wrap=True)
         self._started_at = time.monotonic()
         self._waiting: Progress | None = None
         self._evaluation_at = 0.0
@@ -32,13 +32,13 @@ class Screen:
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """One line or several, as they are."""
-        self.console.print(text, style=style, markup=False)
+        self.rich.print(text, style=style, markup=False)
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
         """On a terminal, a spinner with the time so far; it goes away at the first step."""
         text = TextColumn("{task.description} … {task.elapsed:.0f} s", style="dim")
-        self._waiting = _live(self.console, SpinnerColumn(), text)
+        self._waiting = _live(self.rich, SpinnerColumn(), text)
         self._waiting.add_task(name, total=None)
         self._waiting.start()
         try:
@@ -49,7 +49,7 @@ class Screen:
     @contextmanager
     def following(self, folder: Path, offset: int, total_examples: int) -> Iterator[None]:
         """Show what the journal in `folder` gains after byte `offset`, while the body trains."""
-        progress = _Progress(self.console, total_examples)
+        progress = _Progress(self.rich, total_examples)
         over = threading.Event()
 
         def show() -> None:
@@ -74,7 +74,7 @@ class Screen:
         sys.stdout.flush()
         sys.stderr.flush()
         kept = os.dup(1), os.dup(2)
-        before, self.console.file = self.console.file, os.fdopen(os.dup(1), "w", buffering=1)
+        before, self.rich.file = self.rich.file, os.fdopen(os.dup(1), "w", buffering=1)
         with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -86,8 +86,8 @@ class Screen:
             for number, descriptor in enumerate(kept, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            self.console.file.close()
-            self.console.file = before
+            self.rich.file.close()
+            self.rich.file = before
 
     def _show(self, line: Line, progress: "_Progress") -> None:
         match line["kind"]:
@@ -124,7 +124,7 @@ class Screen:
         """A line with the time since the command began, and how long what it tells of took."""
         took = "" if seconds is None else f" ({seconds:.1f} s)"
         elapsed = f"{time.monotonic() - self._started_at:6.1f} s  "
-        self.console.print(Text.assemble((elapsed, "dim"), (text, style or ""), (took, "dim")))
+        self.rich.print(Text.assemble((elapsed, "dim"), (text, style or ""), (took, "dim")))
 
     def _stop_waiting(self) -> None:
         if self._waiting:
@@ -135,24 +135,24 @@ class Screen:
 class _Progress:
     """The progress bar; without a terminal, a line every few seconds."""
 
-    def __init__(self, console: Console, total_examples: int) -> None:
-        self.console, self.total_examples = console, total_examples
+    def __init__(self, rich: RichConsole, total_examples: int) -> None:
+        self.rich, self.total_examples = rich, total_examples
         self.recent: deque[tuple[float, int]] = deque()
         self.printed_at = 0.0
         share = TextColumn("{task.percentage:3.0f}%")
-        self.bar = _live(console, BarColumn(None), share, TextColumn("{task.description}"))
+        self.bar = _live(rich, BarColumn(None), share, TextColumn("{task.description}"))
         self.task = self.bar.add_task("", total=total_examples)
 
     def show(self, line: Line) -> None:
         """Show one step."""
         self._remember(line)
-        if self.console.is_terminal:
+        if self.rich.is_terminal:
             self.bar.start()
             self.bar.update(self.task, completed=line["examples"], description=self._text(line))
         elif line["time"] - self.printed_at >= PLAIN_INTERVAL_S or line["examples"] >= self.total_examples:
             self.printed_at = line["time"]
             share = line["examples"] / self.total_examples
-            self.console.print(f"{share:6.1%}  step {line['step']:,}  {self._text(line)}", markup=False)
+            self.rich.print(f"{share:6.1%}  step {line['step']:,}  {self._text(line)}", markup=False)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -174,14 +174,7 @@ class _Progress:
         return f"{pace}loss {line['loss']:.4g}  lr {line['learning_rate']:.3g}  echo {echo:.2f}{left}"
 
 
-class NoScreen(Screen):
-    """Shows nothing: what workers other than the first have under torchrun."""
-
-    def __init__(self) -> None:
-        super().__init__(open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the process)
-
-
-def _live(console: Console, *columns: ProgressColumn) -> Progress:
+def _live(console: RichConsole, *columns: ProgressColumn) -> Progress:
     """Something that moves on a terminal and goes away; nothing at all where there is no terminal.
 
     What others print while it moves is moved out of its way only where the console has the standard output:

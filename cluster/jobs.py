@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import driver
-from cluster.ray_launcher import code_for_workers
+from cluster.ray_cluster import code_for_workers
 from trainer.errors import RunFailed, UserError
 from trainer.task import refuse_shadows
 

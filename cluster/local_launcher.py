@@ -2,18 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster import driver
-from cluster.console import Screen
+from cluster.console import Console
 
 
-def in_process(run: driver.LaunchContext) -> None:
+def in_process(context: driver.LaunchContext) -> None:
     """Train in this process; examples are prepared in line."""
     from trainer.worker import run_worker
 
-    with run.screen.waiting("building the model, first step"):
-        run_worker(run.order)
+    with context.console.waiting("building the model, first step"):
+        run_worker(context.spec)
 
 
 def is_torchrun() -> bool:
@@ -22,30 +21,31 @@ def is_torchrun() -> bool:
 
 
 def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.TrainOptions) -> None:
-    """Train as one of torchrun's processes. The first has the screen, the run's folder and its tracking."""
-    is_first = os.environ["RANK"] == "0"
-    screen = Screen(None if is_first else open(os.devnull, "w"))  # noqa: SIM115 (lives as long as the process)
-    screen.say(f"lockstep: {path}, {os.environ['WORLD_SIZE']} processes of torchrun")
-    planned = driver.prepare(path, (*overrides, f"run.workers={os.environ['WORLD_SIZE']}"), screen)
-    if is_first:
-        driver.train(planned, _as_first, screen, options)
-    else:
-        _as_one_more(planned)
+    """Train as one of torchrun's processes. The first has the screen, the run's folder and its tracking, and
+    tells the others what to run.
+    """
+    size = os.environ["WORLD_SIZE"]
+    overrides = (*overrides, f"run.workers={size}")
+    if os.environ["RANK"] != "0":
+        return _as_one_more(path, overrides)
+    console = Console()
+    console.say(f"lockstep: {path}, {size} processes of torchrun")
+    return driver.train(driver.prepare(path, overrides, console), _as_first, console, options)
 
 
-def _as_first(run: driver.LaunchContext) -> None:
+def _as_first(context: driver.LaunchContext) -> None:
     from trainer.distributed.group import WorkerGroup
 
-    WorkerGroup.join(run.order.recipe.run.device).broadcast(run.order.folder)
-    in_process(run)
+    WorkerGroup.join(context.recipe.run.device).broadcast(context.spec)
+    in_process(context)
 
 
-def _as_one_more(planned: driver.PlannedRecipe) -> None:
+def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     from trainer.distributed.group import WorkerGroup
     from trainer.errors import RunFailed
     from trainer.worker import run_worker
 
-    folder = WorkerGroup.join(planned.recipe.run.device).broadcast(None)
-    outcome = run_worker(driver.order(planned.recipe, Path(folder)))
+    recipe = driver.read(path, overrides)
+    outcome = run_worker(WorkerGroup.join(recipe.run.device).broadcast(None))
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason)

@@ -12,16 +12,15 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from cluster import run_folder
-from cluster.console import Screen
+from cluster.console import Console
 from trainer.errors import UserError
-from trainer.recipe.checkpoint import CHECKPOINTS, MANIFEST, STATE
-from trainer.run_folder.journal import FILE_NAME as JOURNAL
-from trainer.tracking.writer import MODEL, STATE_FILE
+from trainer.run_folder import layout
+from trainer.run_folder.layout import CHECKPOINTS, JOURNAL, MANIFEST, STATE
 
-BESIDE = (run_folder.RECIPE, run_folder.PLAN, STATE_FILE, MODEL, JOURNAL)  # what goes with the checkpoints
+# What goes with the checkpoints
+FILES = (layout.RECIPE, layout.PLAN, layout.TRACKING, layout.MODEL, JOURNAL)
 PAUSE_S = 1.0  # between looks at the run's folder
-TROUBLED_PAUSE_S = 10.0
+PAUSE_AFTER_FAILURE_S = 10.0
 ENDING_S = 120.0  # what the last upload may take
 
 
@@ -38,7 +37,7 @@ class Mirror:
 
         Raises:
             UserError: another run lies there.
-            Exception: whatever the file system raises that cannot be reached.
+            Exception: what a file system raises that cannot be reached.
         """
         self._refuse_another_run()
         there, here = self._checkpoints(), _manifests(self.folder)
@@ -46,7 +45,7 @@ class Mirror:
         for name in new:
             self._remove(name)
             self._put(f"{CHECKPOINTS}/{name}/{STATE}")
-        for name in BESIDE:
+        for name in FILES:
             if (self.folder / name).exists():
                 self._put(name)
         for name in new:
@@ -55,14 +54,14 @@ class Mirror:
             self._remove(name)
 
     def pull(self) -> None:
-        """Bring here what a resumed run needs: the files beside the checkpoints, and the newest whole one."""
+        """Bring here what a resumed run needs: its small files, and the newest whole checkpoint."""
         from trainer.run_folder.checkpoints import is_whole
 
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = [name for name, told in self._checkpoints().items() if told]
         for name in sorted(whole, reverse=True):
             target = self.folder / CHECKPOINTS / name
-            partial = target.with_name(f".fetching-{name}")
+            partial = target.with_name(f"{layout.FETCHING}{name}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for file in (STATE, MANIFEST):
@@ -71,7 +70,7 @@ class Mirror:
             partial.rename(target)
             if is_whole(target):
                 break
-        for name in BESIDE:  # the journal last: until it is here, this is no run
+        for name in FILES:  # the journal last: until it is here, this is no run
             if self.filesystem.exists(f"{self.root}/{name}"):
                 self.filesystem.get_file(f"{self.root}/{name}", str(self.folder / name))
 
@@ -90,7 +89,8 @@ class Mirror:
     def _checkpoints(self) -> dict[str, bytes]:
         """All by name, each with its manifest: an empty one where that never came."""
         self.filesystem.invalidate_cache()
-        found = [str(path) for path in self.filesystem.glob(f"{self.root}/{CHECKPOINTS}/step-*/*")]
+        pattern = f"{self.root}/{CHECKPOINTS}/{layout.ANY_CHECKPOINT}/*"
+        found = [str(path) for path in self.filesystem.glob(pattern)]
         whole = {path.split("/")[-2]: path for path in found if path.endswith(f"/{MANIFEST}")}
         names = {path.split("/")[-2] for path in found}
         return {name: self.filesystem.cat_file(whole[name]) if name in whole else b"" for name in names}
@@ -108,25 +108,25 @@ class Mirror:
 
 
 @contextmanager
-def mirroring(address: str | None, folder: Path, screen: Screen) -> Iterator[None]:
+def mirroring(address: str | None, folder: Path, console: Console) -> Iterator[None]:
     """Keep a mirror up to date while the body trains, and once more at the end; nothing to do without one."""
     if address is None:
         yield
         return
-    keeper = _Keeper(Mirror(address, folder), screen)
-    keeper.start()
+    pusher = _Pusher(Mirror(address, folder), console)
+    pusher.start()
     try:
         yield
     finally:
-        keeper.over.set()
-        with screen.waiting("bringing the rest to the mirror"):
-            keeper.join(ENDING_S)
-        trouble = "it takes long" if keeper.is_alive() else keeper.trouble
-        if trouble:
-            later = f"`lockstep sync {run_folder.relative_to_cwd(folder)}` brings the rest there later"
-            screen.say(f"the mirror is behind ({trouble}); {later}")
+        pusher.over.set()
+        with console.waiting("bringing the rest to the mirror"):
+            pusher.join(ENDING_S)
+        reason = "it takes long" if pusher.is_alive() else pusher.failure
+        if reason:
+            later = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings the rest there later"
+            console.say(f"the mirror is behind ({reason}); {later}")
         else:
-            screen.say(f"mirror: {keeper.mirror.place}")
+            console.say(f"mirror: {pusher.mirror.place}")
 
 
 def highest(address: str | None, name: str) -> int:
@@ -135,7 +135,7 @@ def highest(address: str | None, name: str) -> int:
         return max(_numbers(address, name), default=0) if address else 0
     except UserError:
         raise
-    except Exception:  # whatever its driver raises where it cannot be reached
+    except Exception:  # what its driver raises where it cannot be reached
         return 0
 
 
@@ -145,10 +145,10 @@ def fetch(address: str, directory: Path, name: str) -> None:
     Raises:
         UserError: the run here and its mirror went different ways, or neither can be had.
     """
-    numbers = [number for number, _ in run_folder.numbered(directory.absolute(), name)]
+    numbers = [number for number, _ in layout.numbered(directory.absolute(), name)]
     try:
         copied = _numbers(address, name)
-    except Exception as error:  # whatever its driver raises where it cannot be reached
+    except Exception as error:  # what its driver raises where it cannot be reached
         if numbers:
             return  # the run here is what there is to go on with
         raise UserError(
@@ -166,7 +166,7 @@ def fetch(address: str, directory: Path, name: str) -> None:
         mirror.pull()
     elif not here.startswith(there):
         raise UserError(
-            f"--resume: {run_folder.relative_to_cwd(folder)} and its mirror {mirror.place} went different "
+            f"--resume: {layout.relative_to_cwd(folder)} and its mirror {mirror.place} went different "
             "ways; rename the one that is not to be resumed"
         )
 
@@ -183,32 +183,33 @@ def _open(address: str) -> tuple[Any, str]:
         ) from error
 
 
-class _Keeper(Thread):
+class _Pusher(Thread):
     """Pushes whenever other checkpoints are kept, and once more when it is `over`."""
 
-    def __init__(self, mirror: Mirror, screen: Screen) -> None:
+    def __init__(self, mirror: Mirror, console: Console) -> None:
         super().__init__(name="mirror", daemon=True)
-        self.mirror, self.screen, self.over = mirror, screen, Event()
-        self.trouble: str | None = None  # what keeps the mirror from being up to date
+        self.mirror, self.console, self.over = mirror, console, Event()
+        self.failure: str | None = None  # what keeps the mirror from being up to date
 
     def run(self) -> None:
         seen: dict[str, bytes] = {}
         is_last = False
         while not is_last:
-            is_last = self.over.wait(TROUBLED_PAUSE_S if self.trouble else PAUSE_S)
+            is_last = self.over.wait(PAUSE_AFTER_FAILURE_S if self.failure else PAUSE_S)
             try:
                 here = _manifests(self.mirror.folder)
                 if here != seen or is_last:
                     self.mirror.push()
-                seen, self.trouble = here, None
+                seen, self.failure = here, None
             except Exception as error:  # the network's, the store's, of a checkpoint that was just removed
-                before, self.trouble = self.trouble, f"{type(error).__name__}: {error}".splitlines()[0]
+                before, self.failure = self.failure, f"{type(error).__name__}: {error}".splitlines()[0]
                 if before is None and not is_last:
-                    self.screen.say(f"the mirror falls behind: {self.trouble}")
+                    self.console.say(f"the mirror falls behind: {self.failure}")
 
 
 def _manifests(folder: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in folder.glob(f"{CHECKPOINTS}/step-*/{MANIFEST}")}
+    found = (folder / CHECKPOINTS).glob(f"{layout.ANY_CHECKPOINT}/{MANIFEST}")
+    return {path.parent.name: path.read_bytes() for path in found}
 
 
 def _numbers(address: str, name: str) -> list[int]:

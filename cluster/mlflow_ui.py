@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.console import Screen
+from cluster.console import Console
 from cluster.signals import interruptible
 from trainer.errors import RunFailed, UserError
-from trainer.tracking import writer as tracking
+from trainer.tracking import address
+from trainer.tracking.writer import QUIET_MLFLOW
 
 USUAL_PORT = 5000
 STARTING_S = 120.0
@@ -24,11 +25,11 @@ SERVER = {
 }
 
 
-def serve(uri: str | None, port: int | None, screen: Screen) -> None:
+def serve(uri: str | None, port: int | None, console: Console) -> None:
     """Serve the runs at `uri` (default: as for training) until Ctrl-C."""
-    uri = tracking.resolved(uri)
+    uri = address.resolved(uri)
     if uri.startswith("http"):
-        screen.say(f"the runs are on a server that has its UI at {tracking.shown(uri)}")
+        console.say(f"the runs are on a server that has its UI at {address.shown(uri)}")
         return
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not file.exists():
@@ -36,13 +37,13 @@ def serve(uri: str | None, port: int | None, screen: Screen) -> None:
             f"{file}: there is no such database; go to the folder that the runs were started from"
         )
     port = port or _free_port()
-    with interruptible(), _server(uri, port, screen) as server:
-        screen.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    with interruptible(), _server(uri, port, console) as server:
+        console.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
         server.wait()
 
 
 @contextmanager
-def _server(uri: str, port: int, screen: Screen) -> Iterator[subprocess.Popen]:
+def _server(uri: str, port: int, console: Console) -> Iterator[subprocess.Popen]:
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
@@ -50,11 +51,11 @@ def _server(uri: str, port: int, screen: Screen) -> Iterator[subprocess.Popen]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | tracking.QUIET_MLFLOW | SERVER,
+            env=os.environ | QUIET_MLFLOW | SERVER,
             start_new_session=True,  # so that its own children can be ended with it
         )
         try:
-            with screen.waiting("starting the MLflow server"):
+            with console.waiting("starting the MLflow server"):
                 if not _answers(server, port):
                     log.seek(0)
                     raise RunFailed(f"the MLflow server did not start:\n{log.read().strip()}")

@@ -1,19 +1,18 @@
-"""Which run is gone on with, and whether it still is what it was: its recipe, its code and its data."""
+"""Which run is resumed, and whether it still is what it was: its recipe, its code and its data."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster import mirror, run_folder
+from cluster import mirror
 from trainer.errors import UserError
 from trainer.plan import provenance
 from trainer.plan.provenance import Provenance
-from trainer.recipe import loader as door
-from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.recipe import loader
 from trainer.recipe.schema import Recipe
-from trainer.run_folder import journal as journals
+from trainer.run_folder import layout
 from trainer.run_folder.checkpoints import Checkpoints, manifest
-from trainer.tracking import writer as tracking
+from trainer.run_folder.outcome import Outcome
 
 MAY_CHANGE = ("run", "track", "checkpoint")  # none of them changes what is computed
 MUST_STAY = ("name", "seed", "task.use", "init", "batch.micro", "batch.lanes", "optimizer.name", "echo")
@@ -21,15 +20,15 @@ MUST_STAY = ("name", "seed", "task.use", "init", "batch.micro", "batch.lanes", "
 MOST_SHOWN = 12
 
 
-class Found(NamedTuple):
-    """A run to go on with."""
+class Resumed(NamedTuple):
+    """A run's folder, new or resumed."""
 
     folder: Path
-    changes: list[str]  # how it differs from what it was, where that is accepted
-    begins_again: bool  # for want of a whole checkpoint
+    changes: Collection[str] = ()  # how it differs from what it was, where that is accepted
+    begins_again: bool = False  # for want of a whole checkpoint
 
 
-def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
+def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Resumed:
     """The newest run of the recipe's name.
 
     Raises:
@@ -37,14 +36,13 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
     """
     if recipe.checkpoint.mirror is not None:
         mirror.fetch(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
-    folder = run_folder.newest(recipe.checkpoint.dir, recipe.name)
-    if (end := journals.last(folder)) and end["kind"] == "end" and end["status"] == "FINISHED":
+    folder = layout.newest(recipe.checkpoint.dir, recipe.name)
+    if (outcome := Outcome.read(folder)) and outcome.status == "FINISHED":
         raise UserError(
-            f"--resume: {run_folder.relative_to_cwd(folder)} is finished; "
-            "leave --resume out to start a new run"
+            f"--resume: {layout.relative_to_cwd(folder)} is finished; leave --resume out to start a new run"
         )
     changed = {"recipe": _recipe_changes(folder, recipe)}
-    newest = Checkpoints(folder / CHECKPOINTS, keep=1).newest_whole()
+    newest = Checkpoints(folder / layout.CHECKPOINTS, keep=1).newest_whole()
     before = manifest(newest) if newest else {}
     for what in ("code", "data"):
         changed[what] = provenance.differences(before, now, what)
@@ -53,14 +51,13 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Found:
         flags = " ".join(f"--accept {what}" for what in refused)
         cure = f"--resume: goes on with what the run began with; {flags} goes on all the same"
         raise UserError("\n".join([*_shortened(refused.values()), cure]))
-    return Found(folder, _shortened(changed.values()), newest is None)
+    return Resumed(folder, _shortened(changed.values()), newest is None)
 
 
 def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
     """A line per key with another value; UserError for those under which no checkpoint can be resumed."""
-    stored = folder / run_folder.RECIPE
-    before = tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
-    now = tracking.flat(recipe.model_dump(mode="json", by_alias=True))
+    stored = folder / layout.RECIPE
+    before, now = loader.parse(stored.read_text(), str(stored)).flat(), recipe.flat()
     changed = {
         key: f"{key}: is {now.get(key)}, and the run began with {before.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -7,12 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster import run_folder
 from trainer.errors import UserError
-from trainer.recipe import loader as door
-from trainer.recipe.checkpoint import CHECKPOINTS
-from trainer.run_folder import journal
-from trainer.tracking import writer as tracking
+from trainer.recipe import loader
+from trainer.run_folder import journal, layout
 
 UNFINISHED = "running or cut off"
 
@@ -97,29 +94,29 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
             if names:
                 raise UserError(f"{folder}: is not finished; its checkpoints are what it would go on from")
             continue
-        checkpoints = folder / CHECKPOINTS
+        checkpoints = folder / layout.CHECKPOINTS
         freed = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
-        with run_folder.locked(folder):
+        with layout.locked(folder):
             shutil.rmtree(checkpoints, ignore_errors=True)
         lines.append(f"{folder.name}: {freed / 1e6:,.1f} MB of checkpoints removed")
     return lines or ["no finished run has checkpoints"]
 
 
 def _folders(directory: str) -> list[Path]:
-    return sorted(path.parent for path in Path(directory).glob(f"*/{journal.FILE_NAME}"))
+    return sorted(path.parent for path in Path(directory).glob(f"*/{layout.JOURNAL}"))
 
 
 def _named(directory: str, name: str) -> Path:
     for folder in (Path(name), Path(directory) / name):
-        if (folder / run_folder.RECIPE).is_file():
+        if (folder / layout.RECIPE).is_file():
             return folder
     known = ", ".join(folder.name for folder in _folders(directory)) or "none"
     raise UserError(f"{name}: is no run in {directory}; there are {known}")
 
 
 def _recipe(folder: Path) -> dict[str, str]:
-    stored = folder / run_folder.RECIPE
-    return tracking.flat(door.parse(stored.read_text(), str(stored)).model_dump(mode="json", by_alias=True))
+    stored = folder / layout.RECIPE
+    return loader.parse(stored.read_text(), str(stored)).flat()
 
 
 def _to_target(summary: Summary) -> str:

@@ -22,6 +22,7 @@ _HOME = {
     "GradientlessDescent": "gradient_free",
     "finite_difference": "gradient_free",
     "forward_gradient": "gradient_free",
+    "FlatOptimizer": "flattening",
     "Rule": "rule",
     "Adafactor": "rules.adafactor",
     "AdaX": "rules.adax",

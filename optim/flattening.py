@@ -30,6 +30,13 @@ class Flattening(torch.optim.Optimizer):
             self._flat = Flat(p for group in self.param_groups for p in group["params"])
         return self._flat
 
+    @property
+    def buffers(self) -> Flat:
+        """The flat buffers; RuntimeError before `flatten()`."""
+        if self.flat is None:
+            raise RuntimeError("the optimizer is not flat; build it with flatten=True")
+        return self.flat
+
     def settle(self) -> None:
         """See to it that flat parameters lie in their buffers."""
         flat = self.flat
@@ -54,3 +61,6 @@ class Flattening(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._flat = None
+
+
+FlatOptimizer = Flattening

@@ -56,7 +56,7 @@ def names() -> tuple[str, ...]:
     return (*FROM_TORCH, *rules())
 
 
-def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> torch.optim.Optimizer:
+def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> Flattening:
     """The optimizer of that name over parameters or parameter groups.
 
     Args:

@@ -40,3 +40,27 @@ class RecipeError(UserError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
+
+
+class InvalidValueError(ValueError):
+    """A value that a task refuses, in the two halves of every message."""
+
+    def __init__(self, wrong: str, right: str) -> None:
+        super().__init__(wrong, right)
+        self.wrong, self.right = wrong, right
+
+    def __str__(self) -> str:
+        return f"{self.wrong}; {self.right}"
+
+
+def with_advice(error: Exception, right: str) -> tuple[str, str]:
+    """What is wrong and what would be right, as an error tells them (`wrong` and `right`: InvalidValueError,
+    data_echo.DataError, those of optim); of any other error its text and the given `right`.
+    """
+    return getattr(error, "wrong", str(error)), getattr(error, "right", "") or right
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise RecipeError if there are any problems."""
+    if problems:
+        raise RecipeError(problems)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.compute.autotune import is_out_of_memory
+from trainer.compute.execution import is_out_of_memory
+from trainer.compute.forward_backward import stacks
 from trainer.compute.step_timer import StepTimer
 from trainer.errors import RunFailed
 from trainer.training import Training
@@ -37,126 +38,139 @@ class Step:
     skipped: int
     seconds: dict[str, float] = field(default_factory=dict)  # wait, compute, communication, optimizer
 
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole step."""
+        return sum(self.seconds.values())
 
-def steps(run: Training) -> Iterator[Step]:
-    """Train from where `run` stands to the end of its plan, one yield per optimizer step.
+    @property
+    def busy_s(self) -> float:
+        """Seconds of the step without waiting for examples."""
+        return self.total_s - self.seconds.get("wait", 0.0)
+
+
+def steps(training: Training) -> Iterator[Step]:
+    """Train from where `training` stands to the end of its plan, one yield per optimizer step.
 
     Raises:
         NotFinite: a loss or a gradient is not, and the recipe's guard does not skip it.
         RunFailed: something went wrong on one of the workers.
     """
-    progress, plan, micro = run.progress, run.plan, run.recipe.batch.micro
-    watch = StepTimer(run.group.device)
-    while not run.finished:
-        watch.start()
-        waited_s = run.loader.waited_s
+    progress, plan, micro = training.progress, training.plan, training.recipe.batch.micro
+    timer = StepTimer(training.group.device)
+    while not training.finished:
+        timer.start()
+        waited_s = training.loader.waited_s
         micro_batches = plan.micro_batches_at(progress.examples)
         batch = micro_batches * micro
-        rate = run.rate.rate(progress.examples, batch) * run.rate_factor()
+        rate = training.rate.rate(progress.examples, batch) * training.rate_factor()
 
-        run.optimizer.zero_grad()
-        run.reduction.begin()
-        trouble = _accumulate(run, run.own_micro_batches(micro_batches))
-        watch.lap("compute")
-        sums = run.reduction.finish()
-        watch.lap("communication")
+        training.optimizer.zero_grad()
+        training.reduction.begin()
+        failure = _accumulate(training, training.own_micro_batches(micro_batches))
+        timer.lap("compute")
+        sums = training.reduction.finish()
+        timer.lap("communication")
 
-        scale = run.scale.value
-        loss, norm = _mean_gradient(run, sums)
-        if not math.isfinite(loss) and _starts_over(run, trouble):
+        scale = training.loss_scale.value
+        loss, norm = _mean_gradient(training, sums)
+        if not math.isfinite(loss) and _repeats_with_less_memory(training, failure):
             continue
         if math.isfinite(loss) and math.isfinite(norm):
-            for group in run.optimizer.param_groups:
+            for group in training.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_multiplier", 1.0)
-            run.optimizer.step()
-            run.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
-            run.scale.rise()
-        elif not (math.isfinite(loss) and run.scale.fall()):
-            _skip(run, loss, norm, sums[1].item())
-        watch.lap("optimizer")
+            training.optimizer.step()
+            training.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
+            training.loss_scale.rise()
+        elif not (math.isfinite(loss) and training.loss_scale.fall()):
+            _skip(training, loss, norm, sums[1].item())
+        timer.lap("optimizer")
 
         progress.step += 1
         progress.position += micro_batches
         progress.examples += batch
-        if run.average is not None:
-            run.average.update(run, batch)
-        seconds = watch.seconds(of_compute={"wait": run.loader.waited_s - waited_s})
-        skipped = progress.skipped + run.scale.skipped
+        if training.average is not None:
+            training.average.update(progress.examples, batch)
+        seconds = timer.seconds(of_compute={"wait": training.loader.waited_s - waited_s})
+        skipped = progress.skipped + training.loss_scale.skipped
         yield Step(progress.step, progress.examples, batch, loss, rate, norm, scale, skipped, seconds)
 
 
-def _accumulate(run: Training, micro_batches: list[int]) -> Exception | None:
+def _accumulate(training: Training, micro_batches: list[int]) -> Exception | None:
     """Add up the gradients of this worker's micro-batches.
 
-    What goes wrong here goes wrong on one worker alone, while the others wait for its gradients. So it is
-    returned, and a sum that is not finite carries the news: all of them stop in the same step.
+    What fails here fails on one worker alone, while the others wait for its gradients. So it is returned, and
+    a sum that is not finite carries the news: all of them stop in the same step.
     """
-    chunks = list(run.passes.chunks(micro_batches))
+    compute, execution = training.forward_backward, training.execution
+    chunks = list(stacks(micro_batches, execution))
     try:
         for chunk in chunks:
-            examples = run.passes.load(chunk)
+            examples = compute.load(chunk)
             if chunk is chunks[-1]:
-                run.reduction.expect_last()
-            run.reduction.add(run.passes.backward(chunk, examples))
+                training.reduction.expect_last()
+            training.reduction.add(compute.backward(chunk, examples, execution))
     except Exception as error:
-        run.reduction.add(torch.full_like(run.passes.statistics, torch.nan))
+        training.reduction.add(torch.full_like(compute.statistics, torch.nan))
         if is_out_of_memory(error):  # which itself would hold on to what was computed before it
             return torch.OutOfMemoryError(f"{error}; lower batch.micro or set run.recompute")
         return error
     return None
 
 
-def _starts_over(run: Training, trouble: Exception | None) -> bool:
-    """Whether the step is to be tried again with less memory, as all workers see it. RunFailed if one of
-    them failed otherwise.
+def _repeats_with_less_memory(training: Training, failure: Exception | None) -> bool:
+    """Whether the step is to be done again with less memory, as all workers see it.
+
+    Raises:
+        RunFailed: one of them failed for another reason.
     """
-    execution = run.passes.execution
-    if execution.stack > 1 and any(run.group.all_gather(isinstance(trouble, torch.OutOfMemoryError))):
-        run.passes.execution = execution.with_less_memory()
-        run.rewind_loader()
+    group = training.group
+    if training.execution.stack > 1 and any(group.all_gather(isinstance(failure, torch.OutOfMemoryError))):
+        training.with_less_memory()
         return True
-    if (reason := run.group.first_failure(trouble)) is not None:
-        raise RunFailed(f"{_where(run)}: {reason}") from trouble
+    if (reason := group.first_failure(failure)) is not None:
+        raise RunFailed(f"{_where(training)}: {reason}") from failure
     return False
 
 
 @torch.no_grad()
-def _mean_gradient(run: Training, sums: Tensor) -> tuple[float, float]:
+def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float]:
     """Turn the summed gradient of the scaled loss into that of the mean loss, clipped if the recipe says so;
     return the loss and the norm before clipping.
     """
-    gradients: list[Tensor] = run.optimizer.flat.gradients  # type: ignore[attr-defined]
+    gradients = training.optimizer.buffers.gradients
     squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
     total, count, *squared = torch.cat([sums[:2], squares]).tolist()  # the step's one wait for a GPU
     count = count or math.nan  # that no example counted is told by whoever sees what is not finite
-    share = 1 / (count * run.scale.value)
-    norm = math.sqrt(sum(squared)) * share
-    clip_norm = run.recipe.train.clip_norm
+    factor = 1 / (count * training.loss_scale.value)
+    norm = math.sqrt(sum(squared)) * factor
+    clip_norm = training.recipe.train.clip_norm
     if clip_norm is not None and norm > clip_norm:
-        share *= clip_norm / norm
+        factor *= clip_norm / norm
     for gradient in gradients:
-        gradient.mul_(share)
+        gradient.mul_(factor)
     return total / count, norm
 
 
-def _skip(run: Training, loss: float, norm: float, count: float) -> None:
+def _skip(training: Training, loss: float, norm: float, count: float) -> None:
     """Leave this step's update out, if the recipe's guard says so and has not done it too often; raise
     otherwise.
     """
-    guard, progress = run.recipe.train.guard, run.progress
+    guard, progress = training.recipe.train.guard, training.progress
     if guard.policy == "skip" and progress.skipped < guard.most:
         progress.skipped += 1
         return
     if count == 0:
         what = "the loss counted no example in the whole batch; task.loss must return a count above 0"
     else:
+        precision, scale = training.recipe.train.precision, training.loss_scale.value
         what = (
-            f"the loss is {loss} and the gradient norm {norm}, computed in {run.recipe.train.precision} with "
-            f"loss scale {run.scale.value:g}; the weights are those before this step. Look for bad values in "
-            "the data, lower optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
+            f"the loss is {loss} and the gradient norm {norm}, computed in {precision} with loss scale "
+            f"{scale:g}; the weights are those before this step. Look for bad values in the data, lower "
+            "optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
         )
-    raise NotFinite(f"{_where(run)}: {what}")
+    raise NotFinite(f"{_where(training)}: {what}")
 
 
-def _where(run: Training) -> str:
-    return f"step {run.progress.step + 1}, after {run.progress.examples} examples"
+def _where(training: Training) -> str:
+    return f"step {training.progress.step + 1}, after {training.progress.examples} examples"

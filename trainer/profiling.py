@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.run_folder import layout
+
 if TYPE_CHECKING:
     from trainer.loop import Step
 
@@ -30,11 +32,11 @@ def profiled(steps: Iterator[Step], count: int, folder: Path) -> Iterator[Step]:
             yield step
     if seen:
         folder.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+        profiler.export_chrome_trace(str(folder / layout.TRACE))
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=MOST_OPERATORS)
-        (folder / "operators.txt").write_text(table)
-        (folder / "steps.txt").write_text("\n".join(breakdown(seen)) + "\n")
+        (folder / layout.OPERATORS).write_text(table)
+        (folder / layout.MEAN_STEP).write_text("\n".join(breakdown(seen)) + "\n")
     yield from steps
 
 

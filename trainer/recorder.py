@@ -6,36 +6,47 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from trainer.distributed.group import WorkerGroup
+from trainer.loop import Step
+from trainer.plan.provenance import Provenance
 from trainer.profiling import profiled
-from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.recipe.checkpoint import CheckpointSection
 from trainer.run_folder import journal as journals
-from trainer.run_folder.checkpoints import Checkpoints, read
+from trainer.run_folder import layout
+from trainer.run_folder.checkpoints import Checkpoints, State, read
 from trainer.run_folder.decisions import Decisions
 from trainer.run_folder.journal import Journal
-from trainer.tracking.writer import PROFILE
-from trainer.training import State, Training
-
-if TYPE_CHECKING:
-    from trainer.loop import Step
-    from trainer.worker import RunSpec
+from trainer.run_folder.outcome import Outcome
+from trainer.training import Training
 
 
 class Recorder:
-    """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0."""
+    """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0.
 
-    def __init__(self, order: RunSpec, group: WorkerGroup):
-        self.order, self.group, self.folder = order, group, Path(order.folder)
-        keeping = order.recipe.checkpoint
-        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keeping.keep, keeping.best)
-        self.journal = Journal(self.folder) if group.rank == 0 else None
-        self.began_at = next((line["time"] for line in journals.read(self.folder)), time.time())
+    Args:
+        section: which checkpoints are kept.
+        provenance: of code and data, kept with each checkpoint.
+        profile: steps to profile; 0: none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        section: CheckpointSection,
+        group: WorkerGroup,
+        provenance: Provenance,
+        profile: int = 0,
+    ):
+        self.folder, self.group, self.provenance, self.profile = folder, group, provenance, profile
+        self.checkpoints = Checkpoints(folder / layout.CHECKPOINTS, section.keep, section.best)
+        self.journal = Journal(folder) if group.rank == 0 else None
+        self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
         self.saved_step, self.saved_at = 0, time.monotonic()
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -67,7 +78,8 @@ class Recorder:
             self.journal.decide(position, what, value)
 
     def save(self, training: Training, metrics: dict[str, float] | None = None) -> None:
-        """A checkpoint of where `training` stands, and the `metrics` measured there, written beside the loop.
+        """A checkpoint of where `training` stands, and the `metrics` measured there, written in the
+        background.
 
         Weights that are not finite are not worth keeping: the next step notices them.
         """
@@ -76,24 +88,30 @@ class Recorder:
         if self.journal is None or self.saved_step == progress.step or not training.is_finite():
             return
         path = self.checkpoints.save(
-            progress.step, training.state(), metrics=metrics or {}, **self.order.provenance
+            progress.step, training.state(), metrics=metrics or {}, **self.provenance
         )
         self.saved_step = progress.step
         self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
 
     def profiled(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The same steps, some of them under the profiler where the order says so."""
-        if self.journal is None or not self.order.profile:
+        """The same steps, some of them under the profiler where that was asked for."""
+        if self.journal is None or not self.profile:
             return steps
-        return profiled(steps, self.order.profile, self.folder / PROFILE)
+        return profiled(steps, self.profile, self.folder / layout.PROFILE)
 
     def export(self, training: Training) -> None:
-        """The trained model, and its averaged weights beside it, as safetensors files."""
+        """The trained model, and its averaged weights in a file of their own, as safetensors."""
         if self.journal is None:
             return
-        _export(training.model, self.folder / "model.safetensors")
+        _export(training.model, self.folder / layout.MODEL)
         if training.average is not None:
-            _export(training.average.model, self.folder / "average.safetensors")
+            _export(training.average.model, self.folder / layout.AVERAGE)
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Write how the run ended, and pass it on."""
+        if self.journal is not None:
+            outcome.write(self.journal)
+        return outcome
 
     def close(self) -> None:
         """Wait for the last checkpoint, and close the journal."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainer.errors import Problem, RecipeError, UserError
+from trainer.errors import Problem, RecipeError, UserError, with_advice
 from trainer.recipe.schema import TaskSection
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def load(section: TaskSection) -> Task:
     try:
         task = factory(**section.with_)
     except Exception as error:
-        wrong, _, right = str(error).partition("; ")
+        wrong, right = with_advice(error, "fix its arguments or its code")
         wrong = f"{section.use} raised {type(error).__name__}: {wrong}"
-        raise _wrong("task.with", wrong, right or "mend its arguments or its code") from error
+        raise _wrong("task.with", wrong, right) from error
     missing = [name for name in METHODS if not hasattr(task, name)]
     if missing:
         right = "a task has all methods of trainer.task.Task"
@@ -95,7 +95,7 @@ def _find(section: TaskSection) -> Any:
         raise _wrong("task.use", f"{module_name} needs {error.name}", f"install {error.name}") from error
     except (Exception, SystemExit) as error:
         wrong = f"importing {module_name} raised {type(error).__name__}: {error}"
-        raise _wrong("task.use", wrong, "mend the module") from error
+        raise _wrong("task.use", wrong, "fix the module") from error
     if not hasattr(module, class_name):
         near = difflib.get_close_matches(class_name, vars(module), n=1)
         right = f"did you mean {module_name}:{near[0]}?" if near else "name one of the module's classes"

@@ -6,149 +6,153 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_echo import InlinePreparer, Preparer
-from trainer.adaptive import auto_echo as echoing
+from trainer.adaptive.auto_echo import AutomaticFactor
 from trainer.adaptive.bad_examples import SkippedExamples
+from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
 from trainer.errors import RunFailed, UserError
 from trainer.loop import NotFinite, Step, steps
-from trainer.plan import plan as planning
+from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
 from trainer.recipe.durations import Interval, SavingInterval
-from trainer.recipe.schema import Recipe
 from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
+from trainer.run_folder.outcome import Outcome
 from trainer.task import Task
-from trainer.training import Training, build
+from trainer.training import Training
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What every worker of a run is told. It travels between processes."""
+    """What every worker of a run is told: made once by the driver, sent between processes."""
 
-    recipe: Recipe
+    plan: Plan
     folder: str
     make_task: Callable[[], Task]
     provenance: Provenance = field(default_factory=dict)
     profile: int = 0  # steps to profile; 0: none
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: FINISHED with the test metrics, or FAILED with the reason."""
-
-    status: str
-    reason: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-def run_worker(order: RunSpec, preparer: Preparer | None = None) -> Outcome:
+def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
     """Train as one worker of the group this process belongs to; all workers return the same outcome.
 
-    Goes on from the newest whole checkpoint in the run's folder, if there is one. Without a `preparer` the
+    Resumes from the newest whole checkpoint in the run's folder, if there is one. Without a `preparer` the
     examples are prepared in line. A run that stops itself (RunFailed) returns a FAILED outcome: trying again
     would stop it again.
     """
-    group = WorkerGroup.join(order.recipe.run.device)
-    task = order.make_task()
-    skip_bad = order.recipe.task.skip_bad > 0
-    own = preparer or InlinePreparer(task, order.recipe.seed, skip_bad=skip_bad)
-    record = Recorder(order, group)
+    recipe = spec.plan.recipe
+    group = WorkerGroup.join(recipe.run.device)
+    task = spec.make_task()
+    own = preparer or InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
+    recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile)
     try:
-        metrics = _train(order.recipe, group, task, own, record)
-        record.write("end", status="FINISHED", reason=None, metrics=metrics)
-        return Outcome("FINISHED", metrics=metrics)
+        metrics = _train(spec.plan, group, task, own, recorder)
+        return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
-        record.write("end", status="FAILED", reason=str(error), metrics={})
-        return Outcome("FAILED", str(error))
+        return recorder.end(Outcome("FAILED", str(error)))
     except KeyboardInterrupt:
-        record.write("end", status="KILLED", reason="interrupted", metrics={})
+        recorder.end(Outcome("KILLED", "interrupted"))
         raise
     finally:
         own.close()
-        record.close()
+        recorder.close()
         group.leave()
 
 
 def _train(
-    recipe: Recipe, group: WorkerGroup, task: Task, preparer: Preparer, record: Recorder
+    plan: Plan, group: WorkerGroup, task: Task, preparer: Preparer, recorder: Recorder
 ) -> dict[str, float]:
     """Train to the end, going back to the last checkpoint where the recipe's guard says so; the test
     metrics.
     """
-    plan = planning.make(recipe, task)
+    recipe = plan.recipe
     validation, test = (
         Evaluation(task, split, plan.examples[split], recipe.batch.micro, preparer, group)
         for split in ("validation", "test")
     )
-    skipped = SkippedExamples(recipe.task.skip_bad, preparer, group)
+    skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
     while True:
-        with record.stage("model and optimizer"):
-            state, decisions = record.resume()
-            training = build(recipe, plan, task, group, preparer, state, decisions)
-        record.write("start", **_circumstances(training))
-        record.write("rewind", step=training.progress.step)
+        with recorder.stage("model and optimizer"):
+            state, decisions = recorder.resume()
+            training = build(plan, task, group, preparer, state, decisions)
+        recorder.write("start", **_circumstances(training))
+        recorder.write("rewind", step=training.progress.step)
         try:
-            _follow(training, validation, skipped, record)
+            _follow(training, validation, skipped, recorder)
             break
         except NotFinite as error:
             training.loader.close()
-            _roll_back(training, error, record)
+            _roll_back(training, error, recorder)
     if training.average is not None:
-        training.average.reestimate_batch_norm(training)
-    metrics = _evaluate(test, training, record)
-    record.export(training)
-    record.checkpoints.wait()
+        position, micro = training.progress.position, recipe.batch.micro
+        training.average.reestimate_batch_norm(training.forward_backward, group, position, micro)
+    metrics = _evaluate(test, training, recorder)
+    recorder.export(training)
+    recorder.checkpoints.wait()
     return metrics
 
 
-def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, record: Recorder) -> None:
+def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, recorder: Recorder) -> None:
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
-    recipe = training.recipe
-    echo = execution = None
-    if recipe.echo.factor == "auto":
-        cap = min(recipe.echo.cap, training.schedule.largest_factor())
-        echo = echoing.AutomaticFactor(cap, training.decisions.echo_factors)
-    for step in record.profiled(steps(training)):
-        if training.passes.execution is not execution:  # at first, and when memory ran out
-            execution = training.passes.execution
-            record.write("execution", step=step.step, **asdict(execution))
-        record.write("step", **_numbers(training, step))
-        skipped.after_step(record)
-        if echo is not None:
-            echo.after(step, training, record)
-        stop, metrics = _budget_spent(training, record), None
+    recipe, progress = training.recipe, training.progress
+    factor = _automatic_factor(training, recorder)
+    execution = None
+    for step in recorder.profiled(steps(training)):
+        if training.execution is not execution:  # at first, and when memory ran out
+            execution = training.execution
+            recorder.write("execution", step=step.step, **asdict(execution))
+        counters = training.loader.counters()
+        recorder.write("step", **_step_fields(training, step, counters))
+        skipped.after_step()
+        if factor is not None:
+            factor.after_step(step.step, step.batch, step.busy_s, progress.position, counters)
+        stop, metrics = _budget_spent(training, recorder), None
         if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
-            metrics = _evaluate(validation, training, record)
-            stop = _target_reached(training, metrics, record) or stop
-        is_best = metrics is not None and record.checkpoints.is_among_best(metrics)
-        if training.finished or stop or is_best or _save_due(recipe.checkpoint.every, step, training, record):
-            record.save(training, metrics)
+            metrics = _evaluate(validation, training, recorder)
+            stop = _target_reached(training, metrics, recorder) or stop
+        is_best = metrics is not None and recorder.checkpoints.is_among_best(metrics)
+        if (
+            training.finished
+            or stop
+            or is_best
+            or _save_due(recipe.checkpoint.every, step, training, recorder)
+        ):
+            recorder.save(training, metrics)
         if stop:
-            record.write("stop", step=step.step, examples=step.examples, reason=stop)
+            recorder.write("stop", step=step.step, examples=step.examples, reason=stop)
             break
     if not training.is_finite():
         raise NotFinite("the last update made weights that are not finite; lower optimizer.lr")
 
 
-def _roll_back(training: Training, error: NotFinite, record: Recorder) -> None:
+def _automatic_factor(training: Training, recorder: Recorder) -> AutomaticFactor | None:
+    echo = training.recipe.echo
+    if echo.factor != "auto":
+        return None
+    before = training.decisions.echo_factors
+    return AutomaticFactor(echo.cap, before, training.schedule, training.group, recorder.decide)
+
+
+def _roll_back(training: Training, error: NotFinite, recorder: Recorder) -> None:
     """Decide to go on from the last checkpoint at a lower rate; raise the error again if that is not to
     be.
     """
     guard = training.recipe.train.guard
     if guard.policy != "roll_back" or len(training.decisions.rate_factors) >= guard.most:
         raise error
-    state, _ = record.resume()
+    state, _ = recorder.resume()
     position = state["progress"]["position"] if state else 0
-    record.decide(position, RATE_FACTOR, guard.rate_factor)
+    recorder.decide(position, RATE_FACTOR, guard.rate_factor)
 
 
-def _budget_spent(training: Training, record: Recorder) -> str | None:
+def _budget_spent(training: Training, recorder: Recorder) -> str | None:
     """Why the run ends here, if a budget is spent. Rank 0's clock decides for all, and the decision is
     kept.
     """
@@ -156,14 +160,14 @@ def _budget_spent(training: Training, record: Recorder) -> str | None:
     if budget.fresh and training.schedule.fresh_served(training.progress.position) >= budget.fresh:
         return f"{budget.fresh} fresh examples were served"
     if budget.minutes:
-        is_late = training.group.broadcast(time.time() - record.began_at >= 60 * budget.minutes)
+        is_late = training.group.broadcast(time.time() - recorder.began_at >= 60 * budget.minutes)
         if is_late:
-            record.decide(training.progress.position, STOP, f"{budget.minutes:g} minutes")
+            recorder.decide(training.progress.position, STOP, f"{budget.minutes:g} minutes")
             return f"{budget.minutes:g} minutes have passed"
     return None
 
 
-def _target_reached(training: Training, metrics: dict[str, float], record: Recorder) -> str | None:
+def _target_reached(training: Training, metrics: dict[str, float], recorder: Recorder) -> str | None:
     """Why the run ends here, if the target metric is reached; the first time is noted exactly."""
     target = training.recipe.train.target
     if target is None:
@@ -174,26 +178,26 @@ def _target_reached(training: Training, metrics: dict[str, float], record: Recor
     if not target.reached(value):
         return None
     progress = training.progress
-    record.write(
+    recorder.write(
         "target",
         metric=target.metric,
         value=value,
         step=progress.step,
         examples=progress.examples,
         fresh=training.schedule.fresh_served(progress.position),
-        seconds=time.time() - record.began_at,
+        seconds=time.time() - recorder.began_at,
     )
     return f"{target.metric} reached {value:.4g}"
 
 
-def _evaluate(evaluation: Evaluation, training: Training, record: Recorder) -> dict[str, float]:
-    """The metrics of a split, those of the averaged weights beside them."""
+def _evaluate(evaluation: Evaluation, training: Training, recorder: Recorder) -> dict[str, float]:
+    """The metrics of a split; those of the averaged weights too."""
     metrics = evaluation.measure(training.model)
     if training.average is not None:
         averaged = evaluation.measure(training.average.model)
         metrics |= {f"average_{name}": value for name, value in averaged.items()}
     progress = training.progress
-    record.write(
+    recorder.write(
         "evaluation", split=evaluation.split, step=progress.step, examples=progress.examples, metrics=metrics
     )
     return metrics
@@ -205,15 +209,25 @@ def _passed(every: Interval, step: Step, training: Training) -> bool:
     return step.examples // length > (step.examples - step.batch) // length
 
 
-def _save_due(every: SavingInterval, step: Step, training: Training, record: Recorder) -> bool:
+def _save_due(every: SavingInterval, step: Step, training: Training, recorder: Recorder) -> bool:
     if every.minutes is not None:  # rank 0's clock alone decides: saving changes nothing
-        return time.monotonic() - record.saved_at >= 60 * every.minutes
+        return time.monotonic() - recorder.saved_at >= 60 * every.minutes
     return _passed(every, step, training)
 
 
-def _numbers(training: Training, step: Step) -> dict[str, Any]:
-    fresh = training.schedule.fresh_served(training.progress.position)
-    seconds = {f"{name}_s": value for name, value in step.seconds.items()}
+def _step_fields(training: Training, step: Step, counters: dict[str, float]) -> dict[str, Any]:
+    """The journal's line of a step. Its `echo` is what this worker's loader has done (see
+    `EchoLoader.counters`), the `factor` in force, `downstream_s`, the step's seconds per served example
+    without waiting, and `idle`, the fraction of its time that it waited for examples.
+    """
+    schedule, position = training.schedule, training.progress.position
+    fresh = schedule.fresh_served(position)
+    echo = {
+        **counters,
+        "factor": float(schedule.factor(position - 1)),
+        "downstream_s": step.busy_s / step.batch,
+        "idle": step.seconds.get("wait", 0.0) / max(step.total_s, 1e-9),
+    }
     return {
         "step": step.step,
         "examples": step.examples,
@@ -225,9 +239,9 @@ def _numbers(training: Training, step: Step) -> dict[str, Any]:
         "loss_scale": step.loss_scale,
         "skipped": step.skipped,
         "batch": step.batch,
-        **seconds,
-        "step_s": sum(step.seconds.values()),
-        "echo": echoing.counters(training, step),
+        **{f"{name}_s": value for name, value in step.seconds.items()},
+        "step_s": step.total_s,
+        "echo": echo,
     }
 
 

@@ -1,1 +1,1 @@
-"""One file per optimizer: its paper's lines and nothing else. Each is in the registry by itself."""
+"""What does each optimizer do? One file for each, its paper's lines and nothing else; the registry finds them."""

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from cluster import console as screens
-from cluster.console import Screen
+from cluster.console import Console
 from tests.cluster.commands import environment
 from trainer.run_folder.journal import Journal, Line
 
@@ -24,12 +24,12 @@ def step(number: int) -> dict[str, Any]:
 def shown(folder, *, is_terminal: bool = False) -> str:
     """What the screen shows of ten steps with a validation after each, and a test."""
     stream = io.StringIO()
-    screen = Screen(stream)
+    console = Console(stream)
     if is_terminal:
-        screen.console = Console(file=stream, force_terminal=True, width=100, highlight=False)
+        console.rich = RichConsole(file=stream, force_terminal=True, width=100, highlight=False)
     journal = Journal(folder)
     journal.write("stage", name="history", seconds=1.0)
-    with screen.following(folder, journal.size, total_examples=10 * STEPS):
+    with console.following(folder, journal.size, total_examples=10 * STEPS):
         journal.write("stage", name="model", seconds=1.25)
         for number in range(1, STEPS + 1):
             journal.write("step", **step(number))
@@ -77,7 +77,7 @@ def test_on_a_terminal_a_bar_moves_and_goes_away(tmp_path):
 
 
 def test_pace_and_what_is_left_come_from_the_last_seconds(tmp_path):
-    progress = screens._Progress(Screen(io.StringIO()).console, total_examples=1000)
+    progress = screens._Progress(Console(io.StringIO()).rich, total_examples=1000)
     lines: list[Line] = [{"kind": "step", "time": float(t), **step(10 * t)} for t in range(1, 5)]
     for line in lines:
         progress.show(line)
@@ -98,13 +98,13 @@ def test_durations(seconds, text):
 NOISY = """
 import os, subprocess, sys
 from pathlib import Path
-from cluster.console import Screen
-screen = Screen()
-with screen.alone(Path("noise.log")):
+from cluster.console import Console
+console = Console()
+with console.alone(Path("noise.log")):
     print("from python")
     os.write(2, b"from c\\n")
     subprocess.run(["echo", "from a child"])
-    screen.say("for the user")
+    console.say("for the user")
 print("and after")
 """
 

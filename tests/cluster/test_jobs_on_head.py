@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_launcher import LOOPBACK_ONLY
+from cluster.ray_cluster import LOOPBACK_ONLY
 from tests.cluster.commands import WAIT_S, Command, environment, journal, run, user_folder
 from tests.cluster.processes import descendants, remaining, until
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster import mirror
-from cluster.console import Screen
+from cluster.console import Console
 from cluster.mirror import Mirror
 from trainer.errors import UserError
 from trainer.run_folder.checkpoints import Checkpoints, load
@@ -206,12 +206,12 @@ def test_a_mirror_in_trouble_falls_behind_and_says_so(tmp_path: Path, folder: Pa
     monkeypatch.setattr(mirror, "PAUSE_S", 0.01)
     (tmp_path / "there").write_text("a file where a folder should be")
     shown = io.StringIO()
-    with mirror.mirroring(str(tmp_path / "there"), folder, Screen(shown)):
+    with mirror.mirroring(str(tmp_path / "there"), folder, Console(shown)):
         pass
     assert "the mirror is behind (" in shown.getvalue()
     assert "lockstep sync" in shown.getvalue()
     (tmp_path / "there").unlink()
-    with mirror.mirroring(str(tmp_path / "there"), folder, Screen(shown)):
+    with mirror.mirroring(str(tmp_path / "there"), folder, Console(shown)):
         save(folder, 3)
     assert contents(tmp_path / "there/tiny-001") == contents(folder)
     assert f"mirror: file://{tmp_path}/there/tiny-001" in shown.getvalue()

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from data_echo import ArraySource, InlinePreparer
+from tests.trainer.plans import planned
+from trainer.build import build
 from trainer.distributed.group import WorkerGroup
 from trainer.loop import steps
-from trainer.plan import plan as planning
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.checkpoints import Checkpoints, load
-from trainer.training import Training, build
+from trainer.training import Training
 
 EXAMPLES, FEATURES, CLASSES = 203, 12, 5  # no round number anywhere: passes end within micro-batches
 
@@ -127,7 +128,7 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
 def ready(chosen: Recipe, state: Any = None, task: SpineTask | None = None) -> Training:
     """A worker of this process's group, ready to train the spine task, or another of its kind."""
     task, group = task or SpineTask(**chosen.task.with_), WorkerGroup.join("cpu")
-    return build(chosen, planning.make(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
+    return build(planned(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
 
 
 def follow(training: Training, kept: Trace, until: int | None) -> None:
@@ -146,20 +147,20 @@ def follow(training: Training, kept: Trace, until: int | None) -> None:
 
 def _listen(training: Training) -> dict[int, list[int]]:
     served: dict[int, list[int]] = {}
-    backward = training.passes.backward
+    backward = training.forward_backward.backward
 
-    def listening(micro_batches: list[int], batch: dict[str, Tensor]) -> Tensor:
+    def listening(micro_batches: list[int], batch: dict[str, Tensor], execution: Any) -> Tensor:
         for j, ids in zip(micro_batches, batch["id"].chunk(len(micro_batches)), strict=True):
             served[j] = ids.tolist()
-        return backward(micro_batches, batch)
+        return backward(micro_batches, batch, execution)
 
-    training.passes.backward = listening  # type: ignore[method-assign]
+    training.forward_backward.backward = listening  # type: ignore[method-assign]
     return served
 
 
 def _sabotage(training: Training, how: str) -> None:
     """Break law 1 as a bug would: the spine test must notice."""
-    passes = training.passes
+    passes = training.forward_backward
     if how == "dropout keyed by rank":
         passes.seed += training.group.rank
     if how == "one wrong example":

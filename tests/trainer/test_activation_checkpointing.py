@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.trainer.reproducibility import CLASSES, FEATURES, SpineTask, Trace, follow, ready, recipe
-from trainer.compute.activation_checkpointing import blocks, recompute
+from trainer.compute.activation_checkpointing import blocks, checkpoint_activations
 from trainer.compute.batch_norm import BatchNorms
 
 
@@ -60,7 +60,7 @@ def test_true_finds_the_repeated_blocks_and_patterns_what_they_name():
 
 def test_a_copy_of_the_model_computes_with_its_own_weights():
     model = nn.Sequential(Block(4), Block(4)).eval()
-    recompute(model, blocks(model, True))
+    checkpoint_activations(model, blocks(model, True))
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -74,7 +74,7 @@ def test_a_copy_of_the_model_computes_with_its_own_weights():
 def test_a_shared_statistic_is_counted_once_per_forward_pass():
     model = nn.Sequential(Block(4), Block(4))
     norms = BatchNorms(model, torch.device("cpu"))
-    recompute(model, ["0"])
+    checkpoint_activations(model, ["0"])
     for _ in range(3):
         model(torch.randn(8, 4)).sum().backward()
     assert [int(norm.statistics[-1]) for norm in norms.norms] == [3, 3]

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from tests.trainer.plans import spec
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, recipe
 from trainer.run_folder import journal
-from trainer.tracking import writer as tracking
-from trainer.worker import RunSpec, run_worker
+from trainer.tracking import metrics
+from trainer.tracking.progress import TrackingProgress
+from trainer.worker import run_worker
 
 TOLD = {
     "train/fresh_examples",
@@ -31,7 +33,7 @@ def steps_in_mlflow(folder: Path) -> list[dict[str, float]]:
     """Each step's metrics by name, as the writer translates the journal."""
     lines = [line for line in journal.read(folder) if line["kind"] == "step"]
     return [
-        {name: value for name, value, *_ in tracking.entry([line], tracking.TrackingProgress("")).metrics}
+        {name: value for name, value, *_ in metrics.entry([line], TrackingProgress("")).metrics}
         for line in lines
     ]
 
@@ -40,7 +42,7 @@ def steps_in_mlflow(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("echo", [{"factor": 1.5}, {"factor": "auto", "cap": 2}])
 def test_every_step_tells_of_the_echo(crew: Crew, tmp_path: Path, workers: int, echo: dict[str, Any]):
     chosen = recipe(echo=echo, train={"epochs": 3})
-    outcome, *_ = crew.run(workers, run_worker, RunSpec(chosen, str(tmp_path), SpineTask))
+    outcome, *_ = crew.run(workers, run_worker, spec(chosen, tmp_path, SpineTask))
     assert outcome.status == "FINISHED"
     told = steps_in_mlflow(tmp_path)
     assert told

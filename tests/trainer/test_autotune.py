@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plans import spec
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import CLASSES, FEATURES, SpineTask, Trace, follow, ready, recipe
-from trainer.compute import autotune as execution
+from trainer.compute import autotune
 from trainer.compute.autotune import Execution
 from trainer.run_folder import journal
 from trainer.training import Training
-from trainer.worker import RunSpec, run_worker
+from trainer.worker import run_worker
 
 
 class Plain(SpineTask):
@@ -72,14 +73,14 @@ def training(task: SpineTask, state: Any = None, **run: Any) -> Training:
 
 
 def test_dropout_keeps_micro_batches_apart():
-    found = training(SpineTask()).passes.execution
+    found = training(SpineTask()).execution
     assert (found.stack, found.draws_random) == (1, True)
     assert "draws random numbers" in found.reason
 
 
 @pytest.fixture
 def fewer_calls_are_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_seconds", lambda passes, micro_batches, way: -way.stack)
+    monkeypatch.setattr(autotune, "_seconds", lambda passes, micro_batches, way: -way.stack)
 
 
 @pytest.mark.parametrize(
@@ -88,22 +89,22 @@ def fewer_calls_are_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
 def test_models_that_stacking_would_falsify_run_one_by_one(task: type[SpineTask], reason: str):
-    found = training(task()).passes.execution
+    found = training(task()).execution
     assert (found.stack, found.draws_random) == (1, False)
     assert reason in found.reason
 
 
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
 def test_batch_norm_over_groups_may_be_stacked():
-    found = training(Plain()).passes.execution
+    found = training(Plain()).execution
     assert (found.stack, found.draws_random) == (8, False)
-    assert training(Plain(), stack=4).passes.execution.stack == 4
-    assert training(Plain(), stack=1).passes.execution.stack == 1
+    assert training(Plain(), stack=4).execution.stack == 4
+    assert training(Plain(), stack=1).execution.stack == 1
 
 
 def test_what_is_not_quicker_is_not_done(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "_seconds", lambda passes, micro_batches, way: way.stack)
-    assert training(Plain()).passes.execution.stack == 1
+    monkeypatch.setattr(autotune, "_seconds", lambda passes, micro_batches, way: way.stack)
+    assert training(Plain()).execution.stack == 1
 
 
 def test_trying_leaves_no_trace():
@@ -111,17 +112,17 @@ def test_trying_leaves_no_trace():
     for name, value in untried.model.state_dict().items():
         assert torch.equal(tried.model.state_dict()[name], value), name
     assert all(not gradient.any() for gradient in tried.optimizer.flat.gradients)
-    first, second = (run.passes.load([0])["id"] for run in (tried, untried))
+    first, second = (run.forward_backward.load([0])["id"] for run in (tried, untried))
     assert torch.equal(first, second), "the first micro-batch is still the first"
 
 
 def test_what_was_found_is_kept_until_the_recipe_asks_for_something_else():
     first = training(Plain())
     state = first.state()
-    kept = replace(first.passes.execution, reason="found before")
+    kept = replace(first.execution, reason="found before")
     state["execution"] = asdict(kept)
-    assert training(Plain(), state=state).passes.execution == kept
-    anew = training(Plain(), stack=2, state=state).passes.execution
+    assert training(Plain(), state=state).execution == kept
+    anew = training(Plain(), stack=2, state=state).execution
     assert anew.reason != "found before"
     assert anew.stack <= 2
 
@@ -163,16 +164,16 @@ class TightPlain(Plain):
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
 def test_memory_that_is_short_while_trying_halves_the_stack(error: type[Exception]):
-    assert training(TightPlain(20, 0, error=error)).passes.execution.stack == 2
+    assert training(TightPlain(20, 0, error=error)).execution.stack == 2
 
 
 def stacked_trace(make_task: Callable[[], SpineTask], stack: int) -> tuple[Trace, Execution]:
     """Train for some steps with a stack that is given; the trace and how passes ran at the end."""
     begun = training(make_task(), stack=1)
-    begun.passes.execution = replace(begun.passes.execution, stack=stack)
+    begun.execution = replace(begun.execution, stack=stack)
     kept = Trace([], [], {}, {}, [])
     follow(begun, kept, 12)
-    return kept, begun.passes.execution
+    return kept, begun.execution
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -192,7 +193,7 @@ def test_memory_that_runs_out_later_halves_the_stack_of_all_and_spoils_no_step(
 
 def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(crew: Crew, tmp_path: Path):
     one_by_one = recipe(run={"reduction": "fast", "stack": 1}, train={"epochs": 5})
-    order = RunSpec(one_by_one, str(tmp_path), functools.partial(TightPlain, 5, 30))
+    order = spec(one_by_one, tmp_path, functools.partial(TightPlain, 5, 30))
     outcome, *_ = crew.run(2, run_worker, order)
     assert outcome.status == "FAILED"
     assert "no room; lower batch.micro or set run.recompute" in outcome.reason
@@ -200,7 +201,7 @@ def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(
 
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
 def test_the_journal_tells_how_passes_run_and_when_that_changes(tmp_path: Path):
-    run_worker(RunSpec(CHOSEN, str(tmp_path), functools.partial(TightPlain, 40, 40)))
+    run_worker(spec(CHOSEN, tmp_path, functools.partial(TightPlain, 40, 40)))
     lines = [line for line in journal.read(tmp_path) if line["kind"] in ("execution", "step")]
     told = [line for line in lines if line["kind"] == "execution"]
     assert [line["stack"] for line in told] == [8, 4]
@@ -226,8 +227,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("task", [Plain, SpineTask])
 def test_a_compiled_model_learns_the_same_and_is_compiled_for_two_lengths_at_most(task: type[SpineTask]):
     compiled, as_it_is = (training(task(), stack=3, compile=wanted) for wanted in (True, False))
-    assert compiled.passes.execution.compiled
-    assert "compiled, the gradient is the same" in compiled.passes.execution.reason
+    assert compiled.execution.compiled
+    assert "compiled, the gradient is the same" in compiled.execution.reason
     traces = [Trace([], [], {}, {}, []) for _ in range(2)]
     follow(as_it_is, traces[1], 6)
     follow(compiled, traces[0], 1)
@@ -243,7 +244,7 @@ def test_a_compiled_model_learns_the_same_and_is_compiled_for_two_lengths_at_mos
 def test_code_that_the_compiler_writes_draws_the_same_random_numbers():
     torch.compiler.reset()
     compiled, as_it_is = (training(SpineTask(), compile=wanted) for wanted in (True, False))
-    assert compiled.passes.execution.compiled
+    assert compiled.execution.compiled
     traces = [Trace([], [], {}, {}, []) for _ in range(2)]
     for one, kept in zip((compiled, as_it_is), traces, strict=True):
         follow(one, kept, 6)
@@ -276,7 +277,7 @@ def test_a_model_that_does_not_compile_runs_as_it_is_and_says_why(
     compiler: Callable[..., nn.Module], reason: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch, "compile", compiler)
-    found = training(Plain(), compile=True).passes.execution
+    found = training(Plain(), compile=True).execution
     assert not found.compiled
     assert reason in found.reason
     assert "more about it" not in found.reason

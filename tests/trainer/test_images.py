@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainer.plans import planned
 from tests.trainer.reproducibility import CLASSES, EXAMPLES, SpineTask, Trace, follow, ready, recipe
-from trainer.plan import plan
+from trainer.plan import report
 from trainer.training import Training
 
 
@@ -98,7 +99,7 @@ def test_a_run_may_go_on_with_another_order_of_memory():
 
 def test_the_plan_shows_how_passes_are_computed():
     def passes(**changes: Any) -> list[str]:
-        lines = plan.make(recipe(**changes), Images()).lines()
+        lines = report.lines(planned(recipe(**changes), Images()))
         return [line.removeprefix("passes").strip() for line in lines if line.startswith("passes")]
 
     assert passes() == []

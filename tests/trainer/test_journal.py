@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.run_folder.journal import FILE_NAME, Journal, Tail, follow, read
+from trainer.run_folder.journal import Journal, Tail, follow, read
+from trainer.run_folder.layout import JOURNAL
 
 RESERVED = {"NaN", "Infinity", "-Infinity"}
 texts = st.text().filter(lambda text: text not in RESERVED)
@@ -52,7 +53,7 @@ def test_a_strict_json_reader_copes(tmp_path_factory, value):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    for line in (folder / FILE_NAME).read_text().splitlines():
+    for line in (folder / JOURNAL).read_text().splitlines():
         assert json.loads(line, parse_constant=refuse)["kind"] == "step"
 
 
@@ -87,7 +88,7 @@ def test_half_a_last_line_is_no_line_and_the_next_writer_starts_afresh(tmp_path_
     journal.write("stage", name="first")
     journal.write("stage", name="second", seconds=1.25, note="long enough to be cut anywhere in it")
     journal.close()
-    os.truncate(folder / FILE_NAME, (folder / FILE_NAME).stat().st_size - cut)
+    os.truncate(folder / JOURNAL, (folder / JOURNAL).stat().st_size - cut)
     assert [line["name"] for line in read(folder)] == ["first"]
     later = Journal(folder)
     later.write("stage", name="third")
@@ -100,7 +101,7 @@ def test_half_a_last_line_is_no_line_and_the_next_writer_starts_afresh(tmp_path_
 def test_tail_gives_each_line_once_and_waits_for_the_end_of_a_line(tmp_path):
     tail = Tail(tmp_path)
     assert tail.lines() == []
-    with open(tmp_path / FILE_NAME, "ab", buffering=0) as file:
+    with open(tmp_path / JOURNAL, "ab", buffering=0) as file:
         file.write(b'{"kind":"stage","name":"a"}\n{"kind":"sta')
         assert [line["name"] for line in tail.lines()] == ["a"]
         assert tail.lines() == []
@@ -155,7 +156,7 @@ def test_steps_go_out_when_their_time_has_come(tmp_path, monkeypatch):
 def test_a_decision_is_synced_before_the_call_returns(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     synced: list[bytes] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / FILE_NAME).read_bytes()))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / JOURNAL).read_bytes()))
     journal.decide(96, "echo factor", 1.5)
     assert len(synced) == 1
     line = json.loads(synced[0])

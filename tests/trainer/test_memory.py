@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plans import planned
 from tests.trainer.reproducibility import SpineTask, recipe
-from trainer.plan import memory, plan
+from trainer.plan import memory
 
 
 def kept_by_a_real_pass(task, micro: int) -> int:
@@ -26,9 +27,9 @@ def kept_by_a_real_pass(task, micro: int) -> int:
 @pytest.mark.parametrize("micro", [4, 16])
 def test_the_estimate_is_what_a_real_pass_keeps(micro: int):
     chosen = recipe(batch={"size": 80, "micro": micro, "lanes": 5})
-    planned = plan.make(chosen, SpineTask())
+    plan = planned(chosen, SpineTask())
     real = kept_by_a_real_pass(SpineTask(), micro)
-    assert memory.activation_bytes(planned) == real
+    assert memory.activation_bytes(plan, SpineTask()) == real
 
 
 def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
@@ -36,9 +37,9 @@ def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
         def model(self) -> nn.Module:
             return nn.Sequential(nn.Linear(12, 1 << 20), nn.Linear(1 << 20, 1 << 20), nn.Linear(1 << 20, 5))
 
-    planned = plan.make(recipe(), Wide())  # 4 TB of weights
-    assert memory.activation_bytes(planned) > 2 * 4 * (1 << 20) * planned.recipe.batch.micro
-    each_worker, disk = (text for _, text in memory.rows(planned))
+    plan = planned(recipe(), Wide())  # 4 TB of weights
+    assert memory.activation_bytes(plan, Wide()) > 2 * 4 * (1 << 20) * plan.recipe.batch.micro
+    each_worker, disk = (text for _, text in memory.rows(plan, Wide()))
     assert "4.4 TB weights + 4.4 TB gradients" in each_worker
     assert "checkpoints of" in disk
 
@@ -50,7 +51,7 @@ def test_recomputed_blocks_keep_less():
             return nn.Sequential(*blocks, nn.Linear(12, 5))
 
     whole, less = (
-        memory.activation_bytes(plan.make(recipe(run={"recompute": recompute}), Deep()))
+        memory.activation_bytes(planned(recipe(run={"recompute": recompute}), Deep()), Deep())
         for recompute in (False, True)
     )
     assert less < whole / 2
@@ -62,5 +63,5 @@ def test_a_model_that_looks_at_its_numbers_says_so():
             loss, count = super().loss(model, batch)
             return (loss if loss.item() > 0 else -loss), count
 
-    (_, text), _ = memory.rows(plan.make(recipe(), Curious()))
+    (_, text), _ = memory.rows(planned(recipe(), Curious()), Curious())
     assert "activations that could not be estimated (" in text

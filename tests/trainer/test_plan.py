@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_echo import ArraySource
+from tests.trainer.plans import planned
 from trainer.errors import RecipeError
-from trainer.plan import plan
+from trainer.plan import plan, report
 from trainer.recipe import loader as door
 from trainer.recipe.schema import Recipe
 
@@ -44,12 +45,12 @@ train: {epochs: 10}
 
 def refusal(*overrides: str, task: object = None) -> str:
     with pytest.raises(RecipeError) as error:
-        plan.make(recipe(*overrides), task or Points())
+        planned(recipe(*overrides), task or Points())
     return str(error.value)
 
 
 def test_a_plan_by_hand():
-    made = plan.make(recipe("run.workers=3"), Points())
+    made = planned(recipe("run.workers=3"), Points())
     assert made.examples == {"train": 1000, "validation": 100, "test": 100}
     assert (made.micro_batches, made.micro_batches_at(5000), made.most_micro_batches) == (12, 12, 12)
     assert made.total_examples == 10_000
@@ -65,14 +66,14 @@ def test_a_plan_by_hand():
 
 def test_growth_is_walked_stage_by_stage():
     growth = "batch.growth={shape: multiply, at: [{epochs: 4}, {epochs: 7}], factor: 2, max: 384}"
-    made = plan.make(recipe(growth), Points())
+    made = planned(recipe(growth), Points())
     served = steps = 0
     while served < made.total_examples:
         batch = 8 * made.micro_batches_at(served)
         assert batch == (96 if served < 4000 else 192 if served < 7000 else 384)
         served, steps = served + batch, steps + 1
     assert (made.steps, made.served_examples, made.most_micro_batches) == (steps, served, 48)
-    assert "192 from 4,000 on" in "\n".join(made.lines())
+    assert "192 from 4,000 on" in "\n".join(report.lines(made))
 
 
 @settings(deadline=None)
@@ -84,8 +85,8 @@ def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
         for j in range(step * k, (step + 1) * k):
             done[(j % lanes) % workers] += 1
         largest.append(max(done))
-    assert plan.busiest_share(k, lanes, workers) == pytest.approx(sum(largest) / (k * lanes))
-    assert plan.busiest_share(k, lanes, 1) == 1
+    assert plan.busiest_worker(k, lanes, workers) == pytest.approx(sum(largest) / (k * lanes))
+    assert plan.busiest_worker(k, lanes, 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -133,8 +134,10 @@ def test_what_contradicts_the_data_or_the_model_is_refused(overrides, message):
 
 def test_rows_may_be_shuffled_in_blocks():
     in_blocks = recipe("batch.shuffle={block: 50, window: 4}", "echo.factor=1")
-    made = plan.make(in_blocks, Points())
-    assert "blocks of 50 rows permuted, rows shuffled among 4 blocks (200 rows)" in "\n".join(made.lines())
+    made = planned(in_blocks, Points())
+    assert "blocks of 50 rows permuted, rows shuffled among 4 blocks (200 rows)" in "\n".join(
+        report.lines(made)
+    )
 
     def served(chosen: Recipe) -> np.ndarray:
         order = plan.echo_schedule(chosen, 1000)
@@ -159,8 +162,8 @@ class Large(Points):
 
 def test_a_source_that_reads_many_rows_at_once_is_told_of():
     hint = "all rows permuted; read by 50: batch.shuffle.block 50 is cheaper"
-    assert hint in "\n".join(plan.make(recipe(), Large()).lines())
-    assert "cheaper" not in "\n".join(plan.make(recipe("batch.shuffle.block=50"), Large()).lines())
+    assert hint in "\n".join(report.lines(planned(recipe(), Large())))
+    assert "cheaper" not in "\n".join(report.lines(planned(recipe("batch.shuffle.block=50"), Large())))
 
 
 class Silent(Points):
@@ -179,7 +182,7 @@ class Modelless(Points):
     ("task", "message"),
     [
         (Points(held_out=0), "r.yaml:2: task: the validation split of a:B is empty; give it examples"),
-        (Silent(), "r.yaml:2: task: source('train') of a:B raised OSError: the disk is gone; mend the task"),
+        (Silent(), "r.yaml:2: task: source('train') of a:B raised OSError: the disk is gone; fix the task"),
         (Modelless(), "r.yaml:2: task: model() of a:B raised ValueError: no such size; take another"),
     ],
 )
@@ -195,7 +198,7 @@ class Peeking(Points):
 
 
 def test_a_model_that_looks_at_its_numbers_is_planned_too():
-    assert plan.make(recipe(), Peeking()).parameters == 20
+    assert planned(recipe(), Peeking()).parameters == 20
 
 
 class Enormous(Points):
@@ -204,19 +207,19 @@ class Enormous(Points):
 
 
 def test_no_memory_is_taken_for_the_model_or_its_state():
-    made = plan.make(recipe(), Enormous())
+    made = planned(recipe(), Enormous())
     assert made.state_bytes == 8 * made.parameters == 8 * (10**12 + 10**6)
 
 
 def test_planning_leaves_the_random_numbers_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    plan.make(recipe(), Peeking())
+    planned(recipe(), Peeking())
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_lines_say_everything_on_one_screen():
-    lines = plan.make(recipe("run.workers=3"), Points()).lines()
+    lines = report.lines(planned(recipe("run.workers=3"), Points()))
     text = "\n".join(lines)
     for fact in [
         "planned: a:B, seed 0",
@@ -238,5 +241,5 @@ def test_the_lines_say_everything_on_one_screen():
 def test_a_long_run_is_planned_at_once():
     """A billion examples: nothing may walk step by step. The bound is a thousandth of what walking takes."""
     started = time.process_time()
-    plan.make(recipe("train.epochs=1000000", "echo.factor=1.5"), Points())
+    planned(recipe("train.epochs=1000000", "echo.factor=1.5"), Points())
     assert time.process_time() - started < 20

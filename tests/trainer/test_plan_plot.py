@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
+from tests.trainer.plans import planned
 from tests.trainer.test_plan import Points, recipe
-from trainer.plan import plan, plot
+from trainer.plan import plot
+from trainer.plan.plan import Plan
 from trainer.plan.schedules import LearningRate
 
 GROWING = "batch.growth={shape: multiply, at: [{epochs: 5}], factor: 4}"
 
 
-def made(*overrides: str) -> plan.Plan:
-    return plan.make(recipe(*overrides), Points())
+def made(*overrides: str) -> Plan:
+    return planned(recipe(*overrides), Points())
 
 
 def test_points_are_the_schedule_s():

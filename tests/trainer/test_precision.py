@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.trainer.plans import spec
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, Trace, follow, ready, recipe
-from trainer.compute import autotune as execution
-from trainer.compute import precision
+from trainer.compute import autotune, precision
 from trainer.compute.precision import LossScale
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import journal
-from trainer.worker import RunSpec, run_worker
+from trainer.worker import run_worker
 
 
 def half(kind: str = "fp16", **changes: Any) -> Recipe:
@@ -135,7 +135,7 @@ def test_what_no_scale_mends_is_the_guards_affair(
     crew: Crew, tmp_path: Path, workers: int, task: type[SpineTask], skips: int
 ):
     chosen = half(train={"epochs": 12})
-    outcome, *_ = crew.run(workers, run_worker, RunSpec(chosen, str(tmp_path), functools.partial(task)))
+    outcome, *_ = crew.run(workers, run_worker, spec(chosen, tmp_path, functools.partial(task)))
     assert outcome.status == "FAILED"
     assert f"in fp16 with loss scale {2.0 ** (12 - skips):g}" in outcome.reason
     lines = [line for line in journal.read(tmp_path) if line["kind"] == "step"]
@@ -145,16 +145,16 @@ def test_what_no_scale_mends_is_the_guards_affair(
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_rounding_of_short_numbers_does_not_forbid_stacking(kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "_seconds", lambda passes, batches, way: -way.stack)
+    monkeypatch.setattr(autotune, "_seconds", lambda passes, batches, way: -way.stack)
     for gain in (1.0, 1000.0):  # which overflows at the scale that the run starts with
         training = ready(half(kind, run={"reduction": "fast"}), task=SpineTask(dropout=0.0, gain=gain))
-        assert training.passes.execution.stack == 8
-        assert training.scale == LossScale.of(kind, 10), "trying left no trace"
+        assert training.execution.stack == 8
+        assert training.loss_scale == LossScale.of(kind, 10), "trying left no trace"
 
 
 def test_the_scale_is_part_of_the_state():
     training = ready(half())
-    training.scale.fall()
+    training.loss_scale.fall()
     resumed = ready(half(), training.state())
-    assert dataclasses.asdict(resumed.scale) == dataclasses.asdict(training.scale)
-    assert resumed.passes.scale.skipped == 1
+    assert dataclasses.asdict(resumed.loss_scale) == dataclasses.asdict(training.loss_scale)
+    assert resumed.loss_scale.skipped == 1

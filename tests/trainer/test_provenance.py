@@ -8,7 +8,13 @@ import pytest
 
 from data_echo import ArraySource
 from tests.trainer.reproducibility import SpineTask, recipe
-from trainer.plan import plan, provenance
+from trainer.plan import provenance
+from trainer.plan.inputs import Inputs
+
+
+def origin(task: SpineTask) -> provenance.Provenance:
+    return provenance.of(recipe(), Inputs.of(recipe(), task))
+
 
 TASK = "from tests.trainer.reproducibility import SpineTask\n\n\nclass Mine(SpineTask):\n    pass\n"
 
@@ -28,12 +34,13 @@ def user_package(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_every_file_of_the_tasks_package_counts(user_package: Path):
-    planned = plan.make(recipe(task={"use": "my_models.net:Mine"}))
-    before = provenance.of(planned)
-    assert provenance.differences(before, provenance.of(planned), "code") == []
+    chosen = recipe(task={"use": "my_models.net:Mine"})
+    inputs = Inputs.of(chosen)
+    before = provenance.of(chosen, inputs)
+    assert provenance.differences(before, provenance.of(chosen, inputs), "code") == []
     (user_package / "layers.py").write_text("WIDTH = 4\n")
     (user_package / "more.py").write_text("")
-    changed, more = provenance.differences(before, provenance.of(planned), "code")
+    changed, more = provenance.differences(before, provenance.of(chosen, inputs), "code")
     assert changed.startswith("code: my_models/layers.py: is ")
     assert more.startswith("code: my_models/more.py: is ")
     assert more.endswith("was made with none")
@@ -46,14 +53,14 @@ def test_one_number_of_the_data_is_noticed():
             x[0, 0] += split == "train"
             return ArraySource({**self.arrays, "x": x})
 
-    before, now = (provenance.of(plan.make(recipe(), task)) for task in (SpineTask(), Altered()))
+    before, now = (origin(task) for task in (SpineTask(), Altered()))
     (line,) = provenance.differences(before, now, "data")
     assert line.startswith("data: train.hash: is ")
     assert provenance.differences(before, now, "code") == []
 
 
 def test_nothing_is_said_of_a_checkpoint_that_does_not_know():
-    now = provenance.of(plan.make(recipe(), SpineTask()))
+    now = origin(SpineTask())
     assert provenance.differences({}, now, "code") == []
 
 
@@ -70,7 +77,7 @@ def test_nested_descriptions_are_compared_where_they_differ():
         def source(self, split):
             return Files([self.rows] * 203)
 
-    before, now = (provenance.of(plan.make(recipe(), Listed(rows))) for rows in (4, 5))
+    before, now = (origin(Listed(rows)) for rows in (4, 5))
     lines = provenance.differences(before, now, "data")
     assert lines[0] == "data: test.files.1.rows: is 5, and the checkpoint was made with 4"
     assert len(lines) == 3

@@ -95,11 +95,11 @@ def test_a_package_in_the_working_folder(folder):
         (
             "breaks:Mine",
             {},
-            "task.use: importing breaks raised ZeroDivisionError: division by zero; mend the module",
+            "task.use: importing breaks raised ZeroDivisionError: division by zero; fix the module",
         ),
         ("garbled:Mine", {}, "task.use: importing garbled raised SyntaxError: "),
         ("needs:Mine", {}, "task.use: needs needs not_installed_anywhere; install not_installed_anywhere"),
-        ("leaves:Mine", {}, "task.use: importing leaves raised SystemExit: 3; mend the module"),
+        ("leaves:Mine", {}, "task.use: importing leaves raised SystemExit: 3; fix the module"),
     ],
 )
 def test_what_is_no_task_is_refused_in_one_line_each(folder, use, with_, message):

@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 
 from trainer.errors import UserError
 from trainer.recipe import loader as door
+from trainer.recipe.schema import flattened
+from trainer.run_folder import layout
 from trainer.run_folder.journal import Journal, read
+from trainer.tracking import address, metrics
 from trainer.tracking import writer as tracking
+from trainer.tracking.progress import TrackingProgress
 
 RECIPE = """
 name: tiny
@@ -62,8 +66,7 @@ def lines_of(steps: list[dict[str, Any]], times: list[float]) -> list[dict[str, 
 def test_steps_become_metrics_over_served_examples():
     (line,) = lines_of([step(3)], [1700000000.5])
     points = {
-        name: (value, ms, at)
-        for name, value, ms, at in tracking.entry([line], tracking.TrackingProgress("")).metrics
+        name: (value, ms, at) for name, value, ms, at in metrics.entry([line], TrackingProgress("")).metrics
     }
     assert points["train/loss"] == (1 / 3, 1700000000500, 1536)
     assert points["train/examples_per_s"] == (512.0, 1700000000500, 1536)
@@ -74,9 +77,7 @@ def test_steps_become_metrics_over_served_examples():
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_leaves_a_gap(value):
     (line,) = lines_of([step(1, loss=value)], [0.0])
-    points = {
-        name: point for name, point, _, _ in tracking.entry([line], tracking.TrackingProgress("")).metrics
-    }
+    points = {name: point for name, point, _, _ in metrics.entry([line], TrackingProgress("")).metrics}
     assert math.isnan(points["train/loss"])
 
 
@@ -88,24 +89,24 @@ def test_what_is_not_finite_leaves_a_gap(value):
 def test_later_steps_come_at_most_once_a_second_however_the_journal_is_cut(gaps, cut, unthinned):
     times = [1000 + sum(gaps[: i + 1]) for i in range(len(gaps))]
     lines = lines_of([step(i + 1) for i in range(len(gaps))], times)
-    before = tracking.UNTHINNED_STEPS
-    tracking.UNTHINNED_STEPS = unthinned
+    before = metrics.UNTHINNED_STEPS
+    metrics.UNTHINNED_STEPS = unthinned
     try:
-        whole = tracking.entry(lines, tracking.TrackingProgress("")).metrics
-        state = tracking.TrackingProgress("")
-        pieces = tracking.entry(lines[:cut], state).metrics + tracking.entry(lines[cut:], state).metrics
+        whole = metrics.entry(lines, TrackingProgress("")).metrics
+        state = TrackingProgress("")
+        pieces = metrics.entry(lines[:cut], state).metrics + metrics.entry(lines[cut:], state).metrics
     finally:
-        tracking.UNTHINNED_STEPS = before
+        metrics.UNTHINNED_STEPS = before
     assert pieces == whole
     kept = [at // 512 for name, _, _, at in whole if name == "train/loss"]
     assert kept[:unthinned] == list(range(1, len(gaps) + 1))[:unthinned]
     late = [times[number - 1] for number in kept[unthinned:]]
-    assert all(b - a >= tracking.THIN_TO_S for a, b in itertools.pairwise(late))
+    assert all(b - a >= metrics.THIN_TO_S for a, b in itertools.pairwise(late))
 
 
 def test_sections_become_flat_parameters():
     values = {"a": 1, "b": {"c": None, "d": [1.5, True], "e": {}}, "f": "text"}
-    assert tracking.flat(values) == {"a": "1", "b.c": "null", "b.d": "[1.5, true]", "b.e": "{}", "f": "text"}
+    assert flattened(values) == {"a": "1", "b.c": "null", "b.d": "[1.5, true]", "b.e": "{}", "f": "text"}
 
 
 # Where it goes
@@ -115,18 +116,18 @@ def test_the_address_is_the_recipes_or_the_environments_or_the_working_folders(t
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     default = door.parse(RECIPE)
-    assert tracking.address(default) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert address.address(default) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracking:5000")
-    assert tracking.address(default) == "http://me:secret@tracking:5000"
-    assert tracking.shown(tracking.address(default)) == "http://tracking:5000"
+    assert address.address(default) == "http://me:secret@tracking:5000"
+    assert address.shown(address.address(default)) == "http://tracking:5000"
     named = door.parse(RECIPE, overrides=["track.uri=sqlite:///other.db"])
-    assert tracking.address(named) == f"sqlite:///{tmp_path}/other.db"
+    assert address.address(named) == f"sqlite:///{tmp_path}/other.db"
 
 
 def test_a_recipe_with_a_password_is_refused():
     recipe = door.parse(RECIPE, overrides=["track.uri=http://me:secret@tracking:5000"])
     with pytest.raises(UserError, match="holds a password") as refusal:
-        tracking.address(recipe)
+        address.address(recipe)
     assert "secret" not in str(refusal.value)
 
 
@@ -184,11 +185,11 @@ def test_a_run_is_all_there_and_syncing_again_changes_nothing(database, tmp_path
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"recipe.yaml", "plan.txt", "environment.json", "journal.jsonl"}
 
-    state = (folder / tracking.STATE_FILE).read_text()
+    state = (folder / layout.TRACKING).read_text()
     tracking.tracker(folder).sync()
-    assert (folder / tracking.STATE_FILE).read_text() == state
+    assert (folder / layout.TRACKING).read_text() == state
     forgetful = json.loads(state) | {"offset": 0, "steps": 0, "thinned_at": 0.0}
-    (folder / tracking.STATE_FILE).write_text(json.dumps(forgetful))
+    (folder / layout.TRACKING).write_text(json.dumps(forgetful))
     tracking.tracker(folder).sync()  # as after a crash between MLflow's answer and our note of it
     assert losses(database) == [(512, 1.0), (1024, 0.5), (1536, 1 / 3)]
 
@@ -238,9 +239,9 @@ def test_a_server_that_is_down_is_told_of_and_nothing_is_lost(database, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens on the discard port
     with pytest.raises(Exception, match=r"127\.0\.0\.1"):
         tracking.tracker(folder, lambda: next(attempts)).run()
-    state = tracking.TrackingProgress.load(folder)
+    state = TrackingProgress.load(folder)
     assert state is not None
-    assert state.trouble is not None
+    assert state.error is not None
     assert state.offset == 0
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     tracking.tracker(folder).sync()
@@ -274,9 +275,9 @@ def test_a_locked_database_is_tried_again_until_it_answers(database, tmp_path, m
     assert len(failures) == 1
     assert "locked" in failures[0]
     assert len(losses(database)) == 3
-    state = tracking.TrackingProgress.load(folder)
+    state = TrackingProgress.load(folder)
     assert state is not None
-    assert state.trouble is None
+    assert state.error is None
 
 
 def test_the_model_loads_and_predicts_without_pickle_and_without_our_code(database, tmp_path, monkeypatch):
@@ -327,7 +328,7 @@ def start_writer(folder: Path, parent: int) -> subprocess.Popen:
 def test_the_writer_ends_with_the_run_and_when_its_parent_is_gone(database, tmp_path):
     journal = write_run(tmp_path / "tiny-001", end=None)
     writer = start_writer(tmp_path / "tiny-001", os.getpid())
-    while (state := tracking.TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.offset:
+    while (state := TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.offset:
         assert writer.poll() is None
         time.sleep(0.05)
     assert tracked(database)[1].info.status == "RUNNING"
@@ -349,7 +350,7 @@ def test_the_writer_of_a_dead_run_marks_it_and_ends(database, tmp_path):
 def test_a_writer_that_was_killed_is_made_good_by_a_later_one(database, tmp_path):
     journal = write_run(tmp_path / "tiny-001", end=None)
     writer = start_writer(tmp_path / "tiny-001", os.getpid())
-    while (state := tracking.TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.run_id:
+    while (state := TrackingProgress.load(tmp_path / "tiny-001")) is None or not state.run_id:
         time.sleep(0.02)
     writer.kill()
     writer.wait(60)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer.plans import spec
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, leg, ready, recipe
 from trainer.loop import steps
-from trainer.worker import RunSpec, run_worker
+from trainer.worker import run_worker
 
 
 def weights(model: torch.nn.Module) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_a_run_evaluates_and_exports_the_average_with_batch_norm_of_its_own(crew
     for workers in (1, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        outcome, *_ = crew.run(workers, run_worker, RunSpec(AVERAGED, str(folder), SpineTask))
+        outcome, *_ = crew.run(workers, run_worker, spec(AVERAGED, folder, SpineTask))
         assert set(outcome.metrics) == {"loss", "accuracy", "average_loss", "average_accuracy"}
         exported.append((folder / "average.safetensors").read_bytes())
     assert exported[0] == exported[1], "the same bits on any number of workers"

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer.plans import spec
 from tests.trainer.process_group import Crew
 from tests.trainer.reproducibility import SpineTask, recipe
+from trainer.errors import UserError
 from trainer.run_folder import journal
 from trainer.worker import Outcome, RunSpec, run_worker
 
@@ -39,7 +41,7 @@ class BrokenTask(SpineTask):
 
 
 def order(folder: Path, chosen=SHORT, make_task=SpineTask) -> RunSpec:
-    return RunSpec(chosen, str(folder), make_task)
+    return spec(chosen, folder, make_task)
 
 
 def kinds(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -113,15 +115,15 @@ def test_a_masked_loss_has_the_gradient_of_the_mean_over_the_whole_batch():
     chosen = recipe(run={"reduction": "fast"}, train={"epochs": 1})
     training = ready(chosen)
     before = [p.detach().clone() for p in training.model.parameters()]
-    task, model = training.passes.task, training.passes.task.model()
+    task, model = training.forward_backward.task, training.forward_backward.task.model()
     seen: list[dict[str, torch.Tensor]] = []
-    backward = training.passes.backward
+    backward = training.forward_backward.backward
 
-    def watching(micro_batches, batch):
+    def watching(micro_batches, batch, execution):
         seen.append(batch)
-        return backward(micro_batches, batch)
+        return backward(micro_batches, batch, execution)
 
-    training.passes.backward = watching
+    training.forward_backward.backward = watching
     model.load_state_dict(dict(zip(dict(model.named_parameters()), before, strict=True)), strict=False)
     kept = Trace([], [], {}, {}, [])
     for dropout in (
@@ -215,7 +217,7 @@ def test_a_guard_that_rolls_back_lowers_the_rate_from_the_checkpoint_on(tmp_path
     (tmp_path / "spoil").unlink()
     assert run_worker(resumed).status == "FINISHED"
     first = kinds(tmp_path, "step")[before]
-    untouched = order(tmp_path / "untouched", resumed.recipe)
+    untouched = order(tmp_path / "untouched", resumed.plan.recipe)
     (tmp_path / "untouched").mkdir()
     run_worker(untouched)
     rates = {line["step"]: line["learning_rate"] for line in kinds(tmp_path / "untouched", "step")}
@@ -286,8 +288,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
     outcome = run_worker(order(tmp_path, recipe(init={"from": str(tmp_path / "w.safetensors")})))
     assert outcome.status == "FAILED"
     assert "of another model" in str(outcome.reason)
-    outcome = run_worker(order(tmp_path, recipe(init={"from": "nowhere"}, checkpoint={"dir": str(tmp_path)})))
-    assert "there are no weights there" in str(outcome.reason)
+    with pytest.raises(UserError, match="there are no weights there"):
+        order(tmp_path, recipe(init={"from": "nowhere"}, checkpoint={"dir": str(tmp_path)}))
 
 
 class SlowUpstream(SpineTask):

@@ -1,23 +1,25 @@
-"""Bad examples that were left out: told once, counted over all workers, and not without end."""
+"""Bad examples that were left out: told once, counted over all workers, and limited in number."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from data_echo import Preparer
 from trainer.distributed.group import WorkerGroup
 from trainer.errors import RunFailed
-from trainer.recorder import Recorder
 
 
 class SkippedExamples:
     """The examples that could not be prepared and that another one stood in for; more than `most` stop the
-    run.
+    run. `write` adds a line of a kind to the journal.
     """
 
-    def __init__(self, most: int, preparer: Preparer, group: WorkerGroup):
-        self.most, self.preparer, self.group = most, preparer, group
+    def __init__(self, most: int, preparer: Preparer, group: WorkerGroup, write: Callable[..., Any]):
+        self.most, self.preparer, self.group, self.write = most, preparer, group, write
         self.known: dict[tuple[str, int], str] = {}  # (split, index) of each, and what was wrong with it
 
-    def after_step(self, record: Recorder) -> None:
+    def after_step(self) -> None:
         """Gather what is new on any worker. Raises RunFailed, on all of them, when there are too many."""
         if not self.most:  # then the first bad example has stopped the run
             return
@@ -26,7 +28,7 @@ class SkippedExamples:
         for found in self.group.all_gather(mine):
             for (split, index), reason in found.items():
                 if (split, index) not in self.known:
-                    record.write("skipped", split=split, index=index, reason=reason)
+                    self.write("skipped", split=split, index=index, reason=reason)
             self.known |= found
         if len(self.known) > self.most:
             raise RunFailed(

@@ -1,4 +1,4 @@
-"""Activation recomputation: blocks of the model that keep their inputs only, and compute the rest again in
+"""Activation checkpointing: blocks of the model that keep their inputs only, and compute the rest again in
 the backward pass (Chen et al. 2016, arXiv:1604.06174).
 
 Random draws are repeated as they were, and batch-norm statistics count once, so nothing that is computed
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.compute.batch_norm import GroupBatchNorm
 
 
-class _Recomputed(nn.Module):
+class _CheckpointedBlock(nn.Module):
     """Comes before a block's own class. A class, and no new `forward` on the block, so that copies of the
     model are copies in this too.
     """
@@ -45,12 +45,12 @@ def blocks(model: nn.Module, wanted: bool | Sequence[str]) -> list[str]:
     return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
 
 
-def recompute(model: nn.Module, names: Sequence[str]) -> None:
+def checkpoint_activations(model: nn.Module, names: Sequence[str]) -> None:
     """Let these blocks of a model compute their activations again."""
     for name in names:
         block = model.get_submodule(name)
         kind = type(block)
-        block.__class__ = type(kind.__name__, (_Recomputed, kind), {})
+        block.__class__ = type(kind.__name__, (_CheckpointedBlock, kind), {})
 
 
 def _repeated(model: nn.Module) -> Iterator[str]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from data_echo import Preparer, PrepareRequest
+from trainer.distributed.fixed_point import FixedPointSum
 from trainer.distributed.group import WorkerGroup
-from trainer.distributed.reduction import FixedPointSum
 from trainer.task import Task
 
 ORDERS_AHEAD = 4

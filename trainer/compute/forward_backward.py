@@ -1,19 +1,19 @@
-"""Forward and backward passes over a worker's micro-batches, one by one or stacked where that is exactly the
-same.
+"""Forward and backward over a worker's micro-batches, one by one or stacked: several in one forward pass,
+where that gives the same gradient.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from data_echo import EchoLoader
-from trainer.compute.autotune import Execution
 from trainer.compute.batch_norm import BatchNorms
+from trainer.compute.execution import Execution
 from trainer.compute.precision import LossScale, autocast
 from trainer.task import Task
 
@@ -21,47 +21,55 @@ Batch = dict[str, Tensor]
 
 
 class ForwardBackward:
-    """What turns micro-batch numbers into gradients (in the parameters' `.grad`) and statistics."""
+    """Turns micro-batch numbers into gradients (in the parameters' `.grad`) and statistics.
+
+    Args:
+        task, model, norms: what is trained; `norms` are the model's.
+        make_loader: gives a loader that begins at a position of the data stream.
+        position: where to begin.
+        seed: of the model's random draws.
+        device: of model and micro-batches.
+        precision: of the forward and backward pass.
+        scale: what losses are multiplied by for the backward pass.
+    """
 
     def __init__(
         self,
         task: Task,
         model: nn.Module,
         norms: BatchNorms,
-        loader: EchoLoader,
+        make_loader: Callable[[int], EchoLoader],
         *,
+        position: int,
         seed: int,
         device: torch.device,
-        precision: str = "fp32",
+        precision: str,
+        scale: LossScale,
     ):
-        self.task, self.model, self.norms, self.loader = task, model, norms, loader
-        self.seed, self.device, self.precision = seed, device, precision
-        self.scale = LossScale()
-        self.execution = Execution()
+        self.task, self.model, self.norms = task, model, norms
+        self.seed, self.device, self.precision, self.scale = seed, device, precision, scale
         self.statistics = torch.zeros(2 + len(norms.statistics), dtype=torch.float64, device=device)
-        self._loaded: dict[int, Batch] = {}  # what the probe has read ahead of the first step
+        self.loader = make_loader(position)
+        self._make_loader = make_loader
+        self._loaded: dict[int, Batch] = {}  # what was read ahead
 
-    def chunks(self, micro_batches: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Cut a worker's micro-batches of one step into what runs as one forward pass each. Compiled passes
-        have one of two lengths, so that they are compiled twice at most: what is left over runs one by one.
-        """
-        stack = self.execution.stack
-        whole = len(micro_batches) // stack * stack if self.execution.compiled else len(micro_batches)
-        yield from (micro_batches[start : start + stack] for start in range(0, whole, stack))
-        yield from ([j] for j in micro_batches[whole:])
+    def rewind(self, position: int) -> None:
+        """Serve the micro-batches from `position` on once more."""
+        self.loader.close()
+        self.loader = self._make_loader(position)
 
     def load(self, micro_batches: Sequence[int]) -> Batch:
         """The augmented examples of these micro-batches, one after the other, on the device."""
         return _joined([self._load_one(j) for j in micro_batches])
 
-    def backward(self, micro_batches: Sequence[int], batch: Batch) -> Tensor:
+    def backward(self, micro_batches: Sequence[int], batch: Batch, execution: Execution) -> Tensor:
         """Add the gradient of the batch's summed loss, times the loss scale; return `statistics`: [loss sum,
-        count, batch norms' ...], float64, valid until the next pass."""
-        if self.execution.draws_random:
+        count, batch norms' ...], float64, valid until the next call."""
+        if execution.draws_random:
             torch.manual_seed(_key(self.seed, "forward", micro_batches[0]))
         self.norms.stack(len(micro_batches))
         self.norms.clear()
-        model = self._compiled_model if self.execution.compiled else self.model
+        model = self._compiled_model if execution.compiled else self.model
         with autocast(self.precision, self.device):
             loss, count = self.task.loss(model, batch)
         loss.backward(torch.full_like(loss, self.scale.value))
@@ -86,15 +94,14 @@ class ForwardBackward:
         """Forward and backward over micro-batches that were read ahead, which stay loaded; returns the sum of
         their statistics.
         """
-        self.execution = execution
         sums = torch.zeros_like(self.statistics)
-        for chunk in self.chunks(micro_batches):
-            sums += self.backward(chunk, _joined([self._loaded[j] for j in chunk]))
+        for stack in stacks(micro_batches, execution):
+            sums += self.backward(stack, _joined([self._loaded[j] for j in stack]), execution)
         return sums
 
     @cached_property
     def _compiled_model(self) -> nn.Module:
-        # One compilation for each length of a chunk; random draws are those of the model as it is.
+        # One compilation for each length of a stack; random draws are those of the model as it is.
         return torch.compile(self.model, dynamic=False, options={"fallback_random": True})  # type: ignore[return-value]
 
     def _load_one(self, j: int) -> Batch:
@@ -102,6 +109,16 @@ class ForwardBackward:
             return self._loaded.pop(j)
         batch, draws = self.loader.micro_batch(j)
         return self.task.augment(batch, draws)
+
+
+def stacks(micro_batches: Sequence[int], execution: Execution) -> Iterator[Sequence[int]]:
+    """Cut a worker's micro-batches of one step into what runs as one forward pass each. Compiled passes have
+    one of two lengths, so that they are compiled twice at most: what is left over runs one by one.
+    """
+    stack = execution.stack
+    whole = len(micro_batches) // stack * stack if execution.compiled else len(micro_batches)
+    yield from (micro_batches[start : start + stack] for start in range(0, whole, stack))
+    yield from ([j] for j in micro_batches[whole:])
 
 
 def _key(*parts: object) -> int:

@@ -5,11 +5,12 @@ start.
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import UserError
-from trainer.recipe.checkpoint import CHECKPOINTS
+from trainer.run_folder.layout import CHECKPOINTS, MANIFEST, MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,10 +27,10 @@ def find(start: str, runs: str) -> Path:
     for path in (Path(start), Path(runs) / start):
         if path.suffix == ".safetensors" and path.is_file():
             return path
-        if (path / "manifest.json").is_file():
+        if (path / MANIFEST).is_file():
             return path
-        if (path / "model.safetensors").is_file():
-            return path / "model.safetensors"
+        if (path / MODEL).is_file():
+            return path / MODEL
         if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
             return newest
     raise UserError(
@@ -59,22 +60,21 @@ def put(path: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def zero(model: nn.Module, pattern: str) -> list[str]:
-    """Let the parameters whose names match a pattern start at zero; returns their names."""
-    names = dict(model.named_parameters())
-    zeroed = fnmatch.filter(names, pattern)
-    for name in zeroed:
-        names[name].data.zero_()
-    return zeroed
+def zero(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names match a pattern start at zero."""
+    for parameter in _matching(model, patterns):
+        parameter.data.zero_()
 
 
-def freeze(model: nn.Module, pattern: str) -> list[str]:
-    """Take the parameters whose names match a pattern out of training; returns their names."""
-    names = dict(model.named_parameters())
-    frozen = fnmatch.filter(names, pattern)
-    for name in frozen:
-        names[name].requires_grad_(False)
-    return frozen
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the parameters whose names match a pattern out of training."""
+    for parameter in _matching(model, patterns):
+        parameter.requires_grad_(False)
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    named = model.named_parameters()
+    return [p for name, p in named if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -8,32 +8,21 @@ still running.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from optim import FlatOptimizer
+from trainer.distributed.fixed_point import FixedPointSum
 from trainer.distributed.group import WorkerGroup
+
+if TYPE_CHECKING:
+    from optim.flat import Flat as FlatBuffers
 
 FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
 BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
-
-
-class FlatGradients(Protocol):
-    """Gradients in one buffer per device and dtype, each parameter's `.grad` a view into it."""
-
-    gradients: Sequence[Tensor]
-
-    def place(self, parameter: Tensor) -> tuple[int, int, int]: ...
-
-
-class Flattened(Protocol):
-    """What a reduction needs of an optimizer. It asks every step: loading a state may lay the buffers out
-    anew.
-    """
-
-    flat: FlatGradients
 
 
 class Reduction(Protocol):
@@ -61,25 +50,24 @@ class FastReduction:
     filled them.
     """
 
-    def __init__(
-        self, group: WorkerGroup, optimizer: Flattened, parameters: Sequence[nn.Parameter], statistics: int
-    ):
-        self.group, self.optimizer, self.parameters = group, optimizer, parameters
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int):
+        self.group, self.optimizer = group, optimizer
+        self.parameters = [p for members in optimizer.param_groups for p in members["params"]]
         self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
-        self.flat: FlatGradients | None = None
+        self.flat: FlatBuffers | None = None  # those that the buckets are slices of
         self.buckets: list[Tensor] = []
         self.bucket_of: dict[Tensor, int] = {}
         self.missing: list[int] = []
         self.sent: list[dist.Work | None] = []
         self.last = False
         if group.size > 1:
-            for parameter in parameters:
+            for parameter in self.parameters:
                 parameter.register_post_accumulate_grad_hook(self._filled)
 
     def begin(self) -> None:
         self.statistics.zero_()
-        if self.optimizer.flat is not self.flat:
-            self.flat = self.optimizer.flat
+        if self.optimizer.buffers is not self.flat:
+            self.flat = self.optimizer.buffers
             self.buckets, self.bucket_of = _buckets(self.flat, self.parameters)
         self.missing = [0] * len(self.buckets)
         for bucket in self.bucket_of.values():
@@ -125,9 +113,9 @@ class ExactReduction:
     `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
     """
 
-    def __init__(self, group: WorkerGroup, optimizer: Flattened, statistics: int, micro_batches: int):
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int, micro_batches: int):
         self.group, self.optimizer = group, optimizer
-        buffers = optimizer.flat.gradients
+        buffers = optimizer.buffers.gradients
         self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
         self.statistics = FixedPointSum(statistics, micro_batches, group.device)
 
@@ -140,55 +128,17 @@ class ExactReduction:
 
     def add(self, statistics: Tensor) -> None:
         self.statistics.add(statistics)
-        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.buffers.gradients, self.sums, strict=True):
             total.add(buffer)
             buffer.zero_()
 
     def finish(self) -> Tensor:
-        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.buffers.gradients, self.sums, strict=True):
             buffer.copy_(total.over(self.group))
         return self.statistics.over(self.group)
 
 
-class FixedPointSum:
-    """A sum of float vectors in integers, the same whatever the order of the additions.
-
-    Two int64 per element hold multiples of 2^-20 and the rest in multiples of 2^-60: float32 gradients keep
-    all their digits from about 1e-11 up. Of `summands` vectors each element may reach 2^42 / summands in
-    magnitude.
-    """
-
-    COARSE, FINE = 2.0**20, 2.0**60  # steps per unit
-
-    def __init__(self, length: int, summands: int, device: torch.device):
-        self.total = torch.zeros(
-            2, length + 1, dtype=torch.int64, device=device
-        )  # last column: summands that did not fit
-        self.limit = 2.0**42 / summands
-
-    def clear(self) -> None:
-        self.total.zero_()
-
-    def add(self, values: Tensor) -> None:
-        values = values.double()
-        fits = (values.abs() < self.limit).all()  # False for NaN too
-        values = torch.where(fits, values, 0.0)
-        coarse = (values * self.COARSE).round_()
-        fine = ((values - coarse / self.COARSE) * self.FINE).round_()
-        self.total[0, :-1] += coarse.to(torch.int64)
-        self.total[1, :-1] += fine.to(torch.int64)
-        self.total[0, -1] += (~fits).to(torch.int64)
-
-    def over(self, group: WorkerGroup) -> Tensor:
-        """The sum over all workers' summands, float64; NaN throughout if one did not fit."""
-        coarse, fine = group.all_reduce(self.total).double()
-        value = coarse[:-1] / self.COARSE + fine[:-1] / self.FINE
-        return torch.where(coarse[-1] == 0, value, torch.nan)
-
-
-def _buckets(
-    flat: FlatGradients, parameters: Sequence[nn.Parameter]
-) -> tuple[list[Tensor], dict[Tensor, int]]:
+def _buckets(flat: FlatBuffers, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], dict[Tensor, int]]:
     """Slices of the gradient buffers in the order in which a backward pass fills them, and each parameter's
     bucket.
     """

@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.plan.plan import Plan
 from trainer.recipe.messages import in_bytes
+from trainer.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainer.plan.plan import Plan
 
-STAGE = "memory"  # what the probe's draws are for
+PURPOSE = "memory"  # of the probe's draws
 PROBED_EXAMPLES = 2  # that are prepared; the micro-batch is filled with them
 
 
-def rows(plan: Plan) -> list[tuple[str, str]]:
+def rows(plan: Plan, task: Task) -> list[tuple[str, str]]:
     """The estimate for the screen: question and answer."""
-    return [("each worker", _memory(plan)), ("disk", _disk(plan))]
+    return [("each worker", _memory(plan, task)), ("disk", _disk(plan))]
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: Plan, task: Task) -> str:
     weights, state = 4 * plan.parameters, plan.state_bytes
     known = f"{in_bytes(weights)} weights + {in_bytes(weights)} gradients + {in_bytes(state)} state"
     try:
-        activations = activation_bytes(plan)
+        activations = activation_bytes(plan, task)
     except Exception as error:  # the user's own code, under tensors that have no numbers
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         return f"{known} + activations that could not be estimated ({reason})"
@@ -46,7 +47,7 @@ def _disk(plan: Plan) -> str:
     return f"{in_bytes((kept + 1) * each)} = {counted}; {in_bytes(free)} are free"
 
 
-def activation_bytes(plan: Plan) -> int:
+def activation_bytes(plan: Plan, task: Task) -> int:
     """Bytes that the forward pass of one micro-batch keeps for the backward pass, counted once per storage.
 
     The model is made and run on tensors without numbers: neither memory nor time is spent on it. Raises
@@ -55,14 +56,14 @@ def activation_bytes(plan: Plan) -> int:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from trainer.compute.activation_checkpointing import recompute
+    from trainer.compute.activation_checkpointing import checkpoint_activations
     from trainer.compute.precision import autocast
 
-    batch, kept = _micro_batch(plan), {}
+    batch, kept = _micro_batch(plan, task), {}
     computing = autocast(plan.recipe.train.precision, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=[]):
-        model: nn.Module = plan.task.model()
-        recompute(model, plan.recomputed)
+        model: nn.Module = task.model()
+        checkpoint_activations(model, plan.checkpointed_blocks)
         of_the_model = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -73,25 +74,25 @@ def activation_bytes(plan: Plan) -> int:
 
         inputs: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in batch.items()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computing:
-            plan.task.loss(model, inputs)
+            task.loss(model, inputs)
     return sum(kept.values())
 
 
-def _micro_batch(plan: Plan) -> dict[str, Tensor]:
+def _micro_batch(plan: Plan, task: Task) -> dict[str, Tensor]:
     """A whole augmented micro-batch, made of copies of the first examples."""
     import torch
 
     from data_echo import Draws, InlinePreparer, PrepareRequest
 
     recipe, size = plan.recipe, plan.recipe.batch.micro
-    preparer = InlinePreparer(plan.task, recipe.seed)
+    preparer = InlinePreparer(task, recipe.seed)
     few = np.arange(min(PROBED_EXAMPLES, plan.examples["train"]))
     block = preparer.collect(preparer.submit(PrepareRequest("train", np.zeros_like(few), few)))
     batch = {
         name: torch.from_numpy(np.resize(array, (size, *array.shape[1:]))) for name, array in block.items()
     }
     place: Any = np.zeros(size, np.int64)
-    return plan.task.augment(batch, Draws(recipe.seed, STAGE, place, np.arange(size), place, device="cpu"))
+    return task.augment(batch, Draws(recipe.seed, PURPOSE, place, np.arange(size), place, device="cpu"))
 
 
 def _existing(folder: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Where a run's numbers come from beside its recipe: the code that computes them and the data they are of.
+"""Where a run's numbers come from besides its recipe: the code that computes them and the data they are of.
 
-A checkpoint's manifest holds both, so that a run is only gone on with by the same code on the same data,
-unless its user accepts the differences that are shown.
+A checkpoint's manifest holds both, so that a run is only resumed by the same code on the same data, unless
+its user accepts the differences that are shown.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trainer.plan.plan import Plan
+from trainer.plan.inputs import Inputs
+from trainer.recipe.schema import Recipe
 
 OURS = ("optim", "data_echo", "trainer", "cluster")
 Provenance = dict[str, dict[str, Any]]  # "code" and "data", each flat: what -> its version, digest or number
 
 
-def of(plan: Plan) -> Provenance:
-    """The code and the data of a plan.
+def of(recipe: Recipe, inputs: Inputs) -> Provenance:
+    """The code and the data of a run.
 
     Code is this project and torch by their versions, and the Python files of the package that holds the task,
     one digest each (of this project's packages: one in all). Data is what each source tells of itself, or
     only its length.
     """
-    return {"code": _code(plan.recipe.task.use), "data": _data(plan)}
+    return {"code": _code(recipe.task.use), "data": _data(inputs)}
 
 
 def differences(before: Provenance, now: Provenance, what: str) -> list[str]:
@@ -73,9 +73,9 @@ def _digest(paths: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _data(plan: Plan) -> dict[str, Any]:
+def _data(inputs: Inputs) -> dict[str, Any]:
     described: dict[str, Any] = {}
-    for split, source in plan.sources.items():
+    for split, source in inputs.sources.items():
         fingerprint = source.fingerprint() if hasattr(source, "fingerprint") else {}
         described |= _flat({"examples": len(source)} | fingerprint, split)
     return described

@@ -8,9 +8,6 @@ from pydantic import Field, field_validator
 
 from trainer.recipe.durations import Count, SavingInterval, Section, refuse
 
-CHECKPOINTS = "checkpoints"  # their folder in a run's
-STATE, MANIFEST = "state.pt", "manifest.json"  # what one consists of
-
 
 class Best(Section):
     """Checkpoints that are kept for a metric of the validation split, made as soon as it is measured."""

@@ -202,7 +202,7 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark and file != OVERRIDE else None
         wrong = getattr(error, "problem", None) or str(error).replace("\n", " ")
-        raise RecipeError([Problem(file, line, "", f"is not YAML: {wrong}", "mend the line")]) from error
+        raise RecipeError([Problem(file, line, "", f"is not YAML: {wrong}", "correct the line")]) from error
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,6 +5,7 @@ parameters are the sections that they read, so that each can be asked as soon as
 `trainer.recipe.loader` reads a recipe; nothing here knows YAML.
 """
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -303,6 +304,10 @@ class Recipe(Section):
         """Equal when they say the same, wherever they were read from."""
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
 
+    def flat(self) -> dict[str, str]:
+        """Every key as `section.key` with its JSON value; texts as they are."""
+        return flattened(self.model_dump(mode="json", by_alias=True))
+
     def remember(self, places: Mapping[str, tuple[str, int | None]]) -> None:
         """Keep where each key was read from, (file, line), for problems that are found later."""
         self._places.update(places)
@@ -359,3 +364,14 @@ def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 
 SECTIONS: dict[tuple[str, ...], type[Section]] = dict(_sections(Recipe))
 """Every section by where it stands; one per shape, such as ("schedule", "decay", "cosine")."""
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested sections as `section.key` with JSON values; texts as they are."""
+    result: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            result |= flattened(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return result

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from trainer.errors import RunFailed
-from trainer.recipe.checkpoint import MANIFEST, STATE, Best
+from trainer.recipe.checkpoint import Best
 from trainer.run_folder.durable import make_durable
+from trainer.run_folder.layout import ANY_CHECKPOINT, MANIFEST, STATE, WRITING, checkpoint_name
 
 State = dict[str, Any]
 FORMAT = 1
@@ -46,7 +47,7 @@ class Checkpoints:
         """
         self.wait()
         copied = _copy(state)
-        target = self.folder / f"step-{step:08d}"
+        target = self.folder / checkpoint_name(step)
         writing = threading.Thread(target=self._write, args=(target, copied, known), name="checkpoint")
         writing.start()
         self._writing = writing  # not before: an interrupt in between would leave what cannot be waited for
@@ -97,11 +98,11 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def _newest_first(self) -> Iterator[Path]:
-        return iter(sorted(self.folder.glob("step-*"), reverse=True))
+        return iter(sorted(self.folder.glob(ANY_CHECKPOINT), reverse=True))
 
     def _write(self, target: Path, state: State, known: dict[str, Any]) -> None:
         try:
-            partial = target.with_name(f".writing-{target.name}")
+            partial = target.with_name(f"{WRITING}{target.name}")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _save(state, partial / STATE)

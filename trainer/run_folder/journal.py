@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.run_folder import layout
 from trainer.run_folder.durable import make_durable
 
-FILE_NAME = "journal.jsonl"
 FLUSH_INTERVAL_S = 0.2
 POLL_INTERVAL_S = 0.05
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -36,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / layout.JOURNAL
         is_new = not path.exists()
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
         self._pending: list[bytes] = [] if _ends_whole(path) else [b"\n"]
@@ -81,7 +81,7 @@ class Tail:
     """Reads the whole lines that a journal has gained since the last call. `offset` counts bytes."""
 
     def __init__(self, folder: str | Path, offset: int = 0) -> None:
-        self.path = Path(folder) / FILE_NAME
+        self.path = Path(folder) / layout.JOURNAL
         self.offset = offset
 
     def lines(self) -> list[Line]:

@@ -1,4 +1,7 @@
-"""The folder that a run lives in: `<checkpoint.dir>/<name>-<3 digits>`."""
+"""The folder of a run, `<checkpoint.dir>/<name>-<3 digits>`: the names of its files; made, found and locked.
+
+No other module spells out a name that stands here.
+"""
 
 import fcntl
 import itertools
@@ -10,7 +13,24 @@ from pathlib import Path
 
 from trainer.errors import UserError
 
-RECIPE, PLAN, LOG = "recipe.yaml", "plan.txt", "lockstep.log"
+RECIPE = "recipe.yaml"  # resolved, every default written out
+PLAN = "plan.txt"
+JOURNAL = "journal.jsonl"
+LOG = "lockstep.log"  # what workers, Ray and the tracking process print
+TRACKING = "tracking.json"  # how far MLflow has the journal
+MODEL, AVERAGE = "model.safetensors", "average.safetensors"  # of a finished run
+PROFILE = "profile"  # a folder with the following files
+TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
+RAY = ".ray"  # a folder for Ray Train's own files and the workers' meeting point
+CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
+STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
+ANY_CHECKPOINT = "step-*"
+WRITING, FETCHING = ".writing-", ".fetching-"  # before the name of a checkpoint that is not whole yet
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint; names sort by step."""
+    return f"step-{step:08d}"
 
 
 def create(directory: str | Path, name: str, above: int = 0) -> Path:

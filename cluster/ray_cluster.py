@@ -1,0 +1,125 @@
+"""A Ray cluster to train on: one of our own that ends with the run, or one that is already there.
+
+A cluster of our own listens on the loopback interface only, in all its processes, and knows no other token
+than the one made for it.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.driver import LaunchContext
+
+FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
+ENDING_S = 10.0  # what the last processes of a cluster may take to end
+OURS = ("cluster", "data_echo", "optim", "trainer")
+NOT_UPLOADED = ["/runs/", "/mlruns/", "mlflow.db*", ".git/", ".venv/", "__pycache__/"]
+LOOPBACK_ONLY = {
+    # What Ray sets on systems that cannot form clusters: node address 127.0.0.1, and every port bound to it.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # none of ours could use the processes that it starts
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
+
+def connected(context: LaunchContext, address: str | None) -> AbstractContextManager[None]:
+    """The cluster at `address`, or for None one of our own, for as long as the body runs."""
+    return _own_cluster(context) if address is None else _existing_cluster(context, address)
+
+
+@contextmanager
+def _own_cluster(context: LaunchContext) -> Iterator[None]:
+    """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    _make_importable(Path.cwd())
+    settings = context.recipe.run
+    try:
+        with context.stage("Ray"):
+            _start(
+                address="local",
+                num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            )
+        yield
+    finally:
+        _stop()
+        _remove(folder)
+
+
+@contextmanager
+def _existing_cluster(context: LaunchContext, address: str) -> Iterator[None]:
+    """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
+    try:
+        with context.stage(f"Ray at {address}"):
+            _start(address=address, runtime_env=None if in_job() else code_for_workers())
+        yield
+    finally:
+        _stop()
+
+
+def _start(**options: Any) -> None:
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    signal.signal(signal.SIGTERM, handler)  # Ray has put one there that knows nothing of the run
+
+
+def _stop() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that processes which are about to end may still write to."""
+    deadline = time.monotonic() + ENDING_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _sweep() -> None:
+    """Remove what clusters of drivers that were killed have left."""
+    for folder in Path("/tmp").glob(f"{FILES}*-*"):
+        owner = folder.name.removeprefix(FILES).partition("-")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_importable(folder: Path) -> None:
+    """What is started from here finds the user's modules."""
+    paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of a Ray job, which has brought its code with it."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def code_for_workers() -> dict[str, Any]:
+    """The runtime environment that brings the user's folder and our packages to other machines."""
+    root = Path(__file__).resolve().parents[1]
+    return {
+        "working_dir": str(Path.cwd()),
+        "py_modules": [str(root / name) for name in OURS],
+        "excludes": NOT_UPLOADED,
+    }

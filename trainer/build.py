@@ -1,0 +1,202 @@
+"""From a plan, a task and perhaps a checkpoint to a worker that is ready for its next step.
+
+Everything is built in one order, the same on every worker.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import optim
+from data_echo import EchoLoader, Preparer, Schedule
+from optim import FlatOptimizer
+from trainer.compute import autotune, initial_weights
+from trainer.compute.activation_checkpointing import checkpoint_activations
+from trainer.compute.batch_norm import BatchNorms
+from trainer.compute.execution import Execution, cores_per_worker, keep_freed_memory, stack_limit
+from trainer.compute.forward_backward import ForwardBackward
+from trainer.compute.precision import LossScale
+from trainer.compute.weight_averaging import RunningAverage
+from trainer.distributed.group import WorkerGroup
+from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
+from trainer.plan.plan import Plan, echo_schedule
+from trainer.plan.schedules import LearningRate
+from trainer.recipe.schema import Recipe
+from trainer.run_folder.checkpoints import State
+from trainer.run_folder.decisions import Decisions
+from trainer.task import Task
+from trainer.training import Progress, Training
+
+NONE_TAKEN = Decisions()
+
+
+def build(
+    plan: Plan,
+    task: Task,
+    group: WorkerGroup,
+    preparer: Preparer,
+    state: State | None = None,
+    decisions: Decisions = NONE_TAKEN,
+) -> Training:
+    """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
+    `decisions` are those that the run took before.
+    """
+    if group.device.type == "cpu":
+        keep_freed_memory()
+    recipe = plan.recipe
+    progress = Progress(**state["progress"]) if state else Progress()
+    model = _model(recipe, task, group)
+    micro = recipe.batch.micro
+    norms = BatchNorms(model, group.device, micro // (recipe.batch.bn_group or micro))
+    checkpoint_activations(model, plan.checkpointed_blocks)
+    optimizer, names = _optimizer(recipe, plan, model)
+    schedule = _schedule(plan, decisions)
+    precision = recipe.train.precision
+    forward_backward = ForwardBackward(
+        task,
+        model,
+        norms,
+        partial(_loader, recipe, group, schedule, preparer),
+        position=progress.position,
+        seed=recipe.seed,
+        device=group.device,
+        precision=precision,
+        scale=LossScale.of(precision, micro),
+    )
+    training = Training(
+        plan=plan,
+        group=group,
+        model=model,
+        optimizer=optimizer,
+        names=names,
+        norms=norms,
+        forward_backward=forward_backward,
+        reduction=_reduction(plan, group, optimizer, len(forward_backward.statistics)),
+        rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
+        schedule=schedule,
+        progress=progress,
+        decisions=decisions,
+    )
+    if state is not None:
+        training.load(state)
+    training.average = _average(training, state)
+    training.execute(_execution(training, state))
+    return training
+
+
+def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed % 2**32)
+    torch.manual_seed(recipe.seed)
+    model = task.model().to(group.device)
+    if recipe.run.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.register_forward_pre_hook(_channels_last)
+    initial_weights.freeze(model, recipe.init.freeze)
+    initial_weights.zero(model, recipe.init.zero)
+    if recipe.init.from_ is not None:
+        initial_weights.put(initial_weights.find(recipe.init.from_, recipe.checkpoint.dir), model)
+    if group.size > 1:  # a model may draw its first weights from anywhere
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    return model.train()
+
+
+def _channels_last(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images [examples, channels, height, width] among a model's inputs, with channels innermost in memory;
+    the layers that follow keep to it.
+    """
+    return tuple(
+        value.contiguous(memory_format=torch.channels_last)
+        if isinstance(value, torch.Tensor) and value.dim() == 4
+        else value
+        for value in inputs
+    )
+
+
+def _schedule(plan: Plan, decisions: Decisions) -> Schedule:
+    """The order of examples and echoes, with the echo factors that were decided so far."""
+    schedule = echo_schedule(plan.recipe, plan.examples["train"])
+    for position, factor in decisions.echo_factors:
+        schedule.change(position, factor)
+    return schedule
+
+
+def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[FlatOptimizer, list[str]]:
+    section = recipe.optimizer
+    grouping = optim.group_parameters(
+        model,
+        no_decay=section.no_decay,
+        no_adapt=section.no_adapt,
+        lr_multipliers=section.lr_multipliers,
+    )
+    hyper = {**section.hyper, "lr": plan.peak_lr}
+    optimizer = optim.build(section.name, grouping.groups, flatten=True, **hyper)
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    return optimizer, [name_of[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _reduction(plan: Plan, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int) -> Reduction:
+    if plan.recipe.run.reduction == "exact":
+        return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
+    return FastReduction(group, optimizer, statistics)
+
+
+def _loader(
+    recipe: Recipe, group: WorkerGroup, schedule: Schedule, preparer: Preparer, position: int
+) -> EchoLoader:
+    return EchoLoader(
+        schedule,
+        preparer,
+        lanes=[lane for lane in range(recipe.batch.lanes) if group.owns(lane)],
+        position=position,
+        device=group.device,
+        seed=recipe.seed,
+        fresh_augment=recipe.echo.at == "before_augment",
+    )
+
+
+def _average(training: Training, state: State | None) -> RunningAverage | None:
+    section = training.recipe.train.average
+    if section is None:
+        return None
+    average = RunningAverage(training.model, section, training.in_examples)
+    if state is not None:
+        average.average.load_state_dict(state["average"])
+    return average
+
+
+def _execution(training: Training, state: State | None) -> Execution:
+    """How steps are computed: as the checkpoint says while nothing else is asked for, otherwise tried."""
+    run = training.recipe.run
+    asked = run.model_dump(include={"stack", "compile", "reduction"})
+    asked["device"] = training.group.device.type
+    if state is not None and state["execution"]["asked"] == asked:
+        return Execution(**state["execution"])
+    return replace(Execution() if run.reduction == "exact" else _tuned(training), asked=asked)
+
+
+def _tuned(training: Training) -> Execution:
+    """Rank 0 tries, everyone follows: the same choice everywhere."""
+    run, batch, group = training.recipe.run, training.recipe.batch, training.group
+    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
+    choice = None
+    with group.raise_on_all("the first micro-batches"):
+        if group.rank == 0:
+            choice = autotune.choose(
+                training.forward_backward,
+                training.own_micro_batches(training.plan.micro_batches_at(training.progress.examples)),
+                training.optimizer.buffers.gradients,
+                most=stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
+                threads=cores_per_worker(run.workers),
+                compiled=run.compile,
+            )
+    return group.broadcast(choice)

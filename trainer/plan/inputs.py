@@ -1,0 +1,90 @@
+"""What a recipe names outside itself: the user's task and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import RecipeError, refuse, with_advice
+from trainer.recipe.schema import Recipe
+from trainer.task import SPLITS, Task, load
+
+if TYPE_CHECKING:
+    from data_echo import Source
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A task and its sources by split, none of them empty."""
+
+    task: Task
+    sources: dict[str, Source]
+
+    @classmethod
+    def of(cls, recipe: Recipe, task: Task | None = None) -> Inputs:
+        """The task that a recipe names (or `task`) and its data. RecipeError where they cannot be had."""
+        try:
+            task = task or load(recipe.task)
+        except RecipeError as error:
+            raise RecipeError([recipe.problem(p.key, p.wrong, p.right) for p in error.problems]) from error
+        return cls(task, _sources(recipe, task))
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """The length of each split."""
+        return {split: len(source) for split, source in self.sources.items()}
+
+    @property
+    def rows_together(self) -> int:
+        """Training rows that are read at one go, such as those of a row group; 1 where each is read alone."""
+        source: Any = self.sources["train"]
+        return source.rows_together() if hasattr(source, "rows_together") else 1
+
+    def model(self, recipe: Recipe) -> Any:
+        """The task's model, made without memory where it allows that, and without moving the random numbers.
+
+        What the recipe freezes takes no part in training.
+        """
+        import torch
+
+        from trainer.compute import initial_weights
+
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    model = self.task.model()
+            except Exception:  # a model that looks at its numbers while it is made
+                try:
+                    model = self.task.model()
+                except Exception as error:
+                    problem = _raised(recipe, f"model() of {recipe.task.use}", error)
+                    raise RecipeError([problem]) from error
+        initial_weights.freeze(model, recipe.init.freeze)
+        return model
+
+
+def _sources(recipe: Recipe, task: Task) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    problems, cause = [], None
+    for split in SPLITS:
+        try:
+            sources[split] = task.source(split)
+            is_empty = len(sources[split]) == 0
+        except Exception as error:
+            if cause is None or str(error) != str(cause):  # one cause often takes all splits away
+                problems.append(_raised(recipe, f"source({split!r}) of {recipe.task.use}", error))
+            cause = error
+        else:
+            if is_empty:
+                wrong = f"the {split} split of {recipe.task.use} is empty"
+                problems.append(recipe.problem("task", wrong, "give it examples"))
+    try:
+        refuse(problems)
+    except RecipeError as error:
+        raise error from cause
+    return sources
+
+
+def _raised(recipe: Recipe, where: str, error: Exception) -> Any:
+    wrong, right = with_advice(error, "fix the task")
+    return recipe.problem("task", f"{where} raised {type(error).__name__}: {wrong}", right)

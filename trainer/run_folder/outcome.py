@@ -1,0 +1,30 @@
+"""How a run ended, as the last line of its journal tells it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from trainer.run_folder import journal
+from trainer.run_folder.journal import Journal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """FINISHED with the metrics of the test split; FAILED or KILLED with the reason."""
+
+    status: str
+    reason: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome | None:
+        """The outcome of the run in a folder; None while it goes on, or where it was cut off."""
+        line = journal.last(folder)
+        if line is None or line["kind"] != "end":
+            return None
+        return cls(line["status"], line["reason"], line["metrics"])
+
+    def write(self, to: Journal) -> None:
+        """End the journal with it."""
+        to.write("end", **asdict(self))

@@ -1,0 +1,43 @@
+"""Where MLflow is: the address of a run, without passwords in anything that is kept or shown."""
+
+import importlib.util
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trainer.errors import UserError
+from trainer.recipe.schema import Recipe
+
+NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether the run is to be tracked: MLflow is installed and `track.uri` is not "none"."""
+    return recipe.track.uri != NOWHERE and importlib.util.find_spec("mlflow") is not None
+
+
+def address(recipe: Recipe) -> str:
+    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else SQLite in the working folder.
+
+    Raises:
+        UserError: the recipe's address holds a password; recipes are stored with runs and logged.
+    """
+    if recipe.track.uri and urlsplit(recipe.track.uri).password:
+        raise UserError(
+            "track.uri: holds a password, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
+        )
+    return resolved(recipe.track.uri if recipe.track.uri != NOWHERE else None)
+
+
+def resolved(uri: str | None) -> str:
+    """An address as it is, or the default one; a database file with its whole path."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    file = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(file).absolute()}" if file != uri else uri
+
+
+def shown(uri: str) -> str:
+    """An address without the user's name and password in it."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.password else uri
