@@ -4,9 +4,9 @@
 
 A Transformer of 25 million parameters trains with LAMB (300 MB of weights and state), with a checkpoint
 every 16 steps and without any, in turns. A checkpoint's cost is what the ten steps after it took beyond ten
-steps of the same run that no checkpoint was written beside, so that a machine that is slower for a while
+steps of the same run during which no checkpoint was written, so that a machine that is slower for a while
 does not count; the run without shows that those are as quick as without checkpoints. All is included: the
-look for numbers that are not finite, the copy, and what the writing beside the loop takes from it. At one
+look for numbers that are not finite, the copy, and what writing in the background takes from it. At one
 checkpoint a minute, at most 1 % of the time is the aim. Checkpoints are written below the working folder,
 and removed.
 """
@@ -23,10 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials import Bar, judge, table
+from trials import Bar, check_bars, table
 
 from trainer import task
-from trainer.recipe import loader as door
+from trainer.plan.plan import resolve
+from trainer.recipe import loader as recipes
 from trainer.run_folder import journal
 from trainer.worker import RunSpec, run_worker
 
@@ -37,7 +38,7 @@ A_MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Timing:
-    """One run after its first steps: the median step beside which nothing was written, all
+    """One run after its first steps: the median step while nothing was written, all
     that each checkpoint cost, and the wait until its `save` returned.
     """
 
@@ -64,10 +65,10 @@ def values(steps: int, every: int, model: dict[str, int]) -> dict[str, Any]:
 
 def run(recipe: dict[str, Any]) -> Timing:
     """Train, and read from the journal how long it took from step to step."""
-    parsed = door.parse(json.dumps(recipe))
+    parsed = recipes.parse(json.dumps(recipe))
     make_task = partial(task.make, parsed.task.use, parsed.task.with_)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=Path.cwd()) as folder:
-        outcome = run_worker(RunSpec(parsed, folder, make_task))
+        outcome = run_worker(RunSpec(resolve(parsed), folder, make_task))
         if outcome.status != "FINISHED":
             raise SystemExit(f"the run failed: {outcome.reason}")
         lines = list(journal.read(folder))
@@ -79,13 +80,13 @@ def run(recipe: dict[str, Any]) -> Timing:
         for line in lines
         if line["kind"] == "checkpoint" and line["step"] + WRITING_STEPS <= max(ended_at)
     }
-    beside = {step: range(step + 1, step + 1 + WRITING_STEPS) for step in saved_at}
+    after_saves = {step: range(step + 1, step + 1 + WRITING_STEPS) for step in saved_at}
     alone_s = statistics.median(
-        second for step, second in seconds.items() if not any(step in after for after in beside.values())
+        second for step, second in seconds.items() if not any(step in after for after in after_saves.values())
     )
     return Timing(
         step_s=alone_s,
-        lost_s=[sum(seconds[step] - alone_s for step in after) for after in beside.values()],
+        lost_s=[sum(seconds[step] - alone_s for step in after) for after in after_saves.values()],
         blocked_s=[time - ended_at[step] for step, time in saved_at.items()],
         threads=next(line["threads"] for line in lines if line["kind"] == "execution"),
         megabytes=megabytes,
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"a checkpoint has {saving.megabytes:.0f} MB; each row is a pair of runs, times in ms\n")
     table(["threads", "step without checkpoints", "step between them", "blocked", "lost for each"], rows)
     share = 100 * statistics.median(lost_s) / A_MINUTE_S
-    judge([Bar("lost at one checkpoint a minute, %", share, "<=", 1.0)], chosen.check)
+    check_bars([Bar("lost at one checkpoint a minute, %", share, "<=", 1.0)], chosen.check)
 
 
 if __name__ == "__main__":

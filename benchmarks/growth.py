@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from trials import Arm, Bar, Trials, Tuned, draw, judge, middle, options, percent, table
+from trials import Arm, Bar, Trials, Tuned, check_bars, draw, middle, options, percent, table
 
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 MILESTONES = [{"share": 0.5}, {"share": 0.75}]
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {arm.name: trials.tuned(arm, range(chosen.seeds)) for arm in arms(chosen.epochs, chosen.rates)}
     show(found)
     draw(chosen.plot, [partial(draw_curves, found=found, clock=clock) for clock in (1, 0)])
-    judge(bars(found), chosen.check)
+    check_bars(bars(found), chosen.check)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What Lockstep's loop costs beside a hand-written one.
+"""What Lockstep's loop costs next to a hand-written one.
 
     python benchmarks/overhead.py [--data FOLDER] [--pairs 5] [--steps 200]
 
@@ -31,14 +31,15 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from data_echo import ArraySource, InlinePreparer
+from trainer.build import build
 from trainer.distributed.group import WorkerGroup
 from trainer.loop import steps
-from trainer.plan import plan as planning
+from trainer.plan.inputs import Inputs
+from trainer.plan.plan import resolve
 from trainer.recipe.schema import Recipe
 from trainer.task import load
 from trainer.tasks.cifar10 import MEAN, STD, Cifar10
 from trainer.tasks.digits import Digits
-from trainer.training import build
 
 BATCH, WORKERS, WARM_UP_STEPS, LEARNING_RATE = 256, 2, 20, 0.1
 IMAGES = 10_000
@@ -59,7 +60,7 @@ class InMemory(Cifar10):
 
 
 def decoded(path: str) -> dict[str, np.ndarray]:
-    """The first training images, decoded once and kept beside the process's temporary files."""
+    """The first training images, decoded once and kept in its temporary folder."""
     task = Cifar10(path)
     source = task.source("train")
     examples = [task.prepare(source[i], None) for i in range(IMAGES)]  # type: ignore[arg-type]
@@ -79,7 +80,8 @@ def lockstep(path: str) -> Iterator[float]:
         }
     )
     task, group = InMemory(path), WorkerGroup.join("cpu")
-    training = build(recipe, planning.make(recipe, task), task, group, InlinePreparer(task, recipe.seed))
+    plan = resolve(recipe, Inputs.of(recipe, task))
+    training = build(plan, task, group, InlinePreparer(task, recipe.seed))
     for step in steps(training):
         yield step.loss
 
@@ -192,9 +194,10 @@ def digits(count: int) -> None:
         }
     )
     task: Digits = load(recipe.task)  # type: ignore[assignment]
-    training = build(recipe, planning.make(recipe, task), task, WorkerGroup(), InlinePreparer(task, 0))
+    plan = resolve(recipe, Inputs.of(recipe, task))
+    training = build(plan, task, WorkerGroup(), InlinePreparer(task, 0))
     ours, optimizer = steps(training), training.optimizer
-    batch = training.passes.load(training.own_micro_batches(8))
+    batch = training.forward_backward.load(training.own_micro_batches(8))
     training.progress.position += 8
 
     def bare() -> None:
@@ -213,7 +216,7 @@ def digits(count: int) -> None:
         alone.append(time.perf_counter() - started)
     total, wait, floor = (statistics.median(seconds) for seconds in (whole, waits, alone))
     print(
-        f"digits, {training.passes.execution.stack} micro-batches at a time: a step {1e6 * total:.0f} us, "
+        f"digits, {training.execution.stack} micro-batches at a time: a step {1e6 * total:.0f} us, "
         f"of which data {1e6 * wait:.0f}, forward + backward + update {1e6 * floor:.0f}, "
         f"and Lockstep's own {1e6 * (total - wait - floor):.0f} us (aim 500)"
     )
@@ -234,7 +237,7 @@ def main() -> None:
     if Path(arguments.data).is_dir():
         compare(arguments.data, arguments.pairs, arguments.steps)
     else:
-        print(f"skipped beside DDP: {arguments.data} is not here; give --data")
+        print(f"skipped against DDP: {arguments.data} is not here; give --data")
 
 
 if __name__ == "__main__":

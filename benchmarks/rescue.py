@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from trials import Arm, Bar, Trials, Tuned, draw, judge, middle, options, spread, table
+from trials import Arm, Bar, Trials, Tuned, check_bars, draw, middle, options, spread, table
 
 SMALL, LARGE, MICRO = 16, 512, 64
 MOMENTUM = {"name": "momentum", "momentum": 0.9, "weight_decay": 5e-4}
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = [measure(trials, split, chosen.rates, chosen.epochs) for split in range(chosen.splits)]
     show(found)
     draw(chosen.plot, [partial(panel, found=found) for panel in (draw_accuracies, draw_sensitivity)])
-    judge(bars(found), chosen.check)
+    check_bars(bars(found), chosen.check)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--rounds 3]
 
 Runs `lockstep train` on a shortened quickstart in a fresh folder, in one process (`--local`) and on Ray
-workers, and prints when each line of the start appeared, medians over the rounds. The floor beside them, in
+workers, and prints when each line of the start appeared, medians over the rounds. The floor next to them, in
 the same run, is a Python that imports torch and does nothing else.
 """
 

@@ -6,7 +6,7 @@ The task of configs/shakespeare.yaml (a quarter of a million parameters, windows
 200 updates, a tenth of them linear warm-up, then linearly down to 0. Adam, LAMB, Adafactor and SM3, and
 momentum for comparison, each with its published hyperparameters and a rate of its own, chosen by validation
 loss out of as many trials. SM3 is also tried, and judged, with the schedule that its authors advise:
-quadratic warm-up, a constant rate, a cool-down at the end. State is what the optimizer keeps beside weights
+quadratic warm-up, a constant rate, a cool-down at the end. State is what the optimizer keeps besides weights
 and gradients.
 """
 
@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials import Arm, Bar, Trials, Tuned, draw, judge, middle, options, spread, table
+from trials import Arm, Bar, Trials, Tuned, check_bars, draw, middle, options, spread, table
 
-from trainer.plan import plan as planning
-from trainer.recipe import loader as door
+from trainer.plan.plan import resolve
+from trainer.recipe import loader as recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "shakespeare.yaml"
@@ -46,7 +46,7 @@ TRIED: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 
 def arm(name: str, text: Path, steps: int, rates: int) -> Arm:
     """An optimizer's recipe."""
-    task = door.read(RECIPE, [f"task.with.path={text}"]).task
+    task = recipes.read(RECIPE, [f"task.with.path={text}"]).task
     optimizer, tried = TRIED[name]
     values = {
         "name": "text",
@@ -62,7 +62,7 @@ def arm(name: str, text: Path, steps: int, rates: int) -> Arm:
 
 def state(tuned: Tuned) -> tuple[int, float]:
     """Bytes of optimizer state, in all and per parameter."""
-    plan = planning.make(door.parse(tuned.arm.recipe(tuned.rate, seed=0)))
+    plan = resolve(recipes.parse(tuned.arm.recipe(tuned.rate, seed=0)))
     return plan.state_bytes, plan.state_bytes / plan.parameters
 
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     show(found)
     draw(chosen.plot, [partial(panel, found=found) for panel in (draw_rates, draw_states)])
-    judge(bars(found), chosen.check)
+    check_bars(bars(found), chosen.check)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer import task
-from trainer.recipe import loader as door
+from trainer.plan.plan import resolve
+from trainer.recipe import loader as recipes
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import journal
 from trainer.worker import RunSpec, run_worker
@@ -109,7 +110,7 @@ class Trials:
         """Train to the end, or look up what came of it."""
         text = arm.recipe(rate, seed)
         if text not in self.done:
-            self.done[text] = result = train(door.parse(text, arm.name))
+            self.done[text] = result = train(recipes.parse(text, arm.name))
             if self.journal is not None:
                 self.journal.write("trial", recipe=text, result=asdict(result))
             said = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
@@ -135,7 +136,7 @@ def train(recipe: Recipe) -> Result:
     """Run a recipe as a worker alone, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         make_task = partial(task.make, recipe.task.use, recipe.task.with_)
-        outcome = run_worker(RunSpec(recipe, folder, make_task))
+        outcome = run_worker(RunSpec(resolve(recipe), folder, make_task))
         lines = list(journal.read(folder))
     curve = [
         Point(line["step"], line["examples"], line["metrics"])
@@ -182,7 +183,7 @@ class Bar(NamedTuple):
         return self.figure <= self.limit if self.sign == "<=" else self.figure >= self.limit
 
 
-def judge(bars: Sequence[Bar], strict: bool) -> None:
+def check_bars(bars: Sequence[Bar], strict: bool) -> None:
     """Print every bar and whether it is met; `strict`: exit with 1 where one is not."""
     print()
     for bar in bars:

@@ -69,7 +69,7 @@ def messages(debug: bool) -> Iterator[None]:
 @recipe
 @overrides
 @click.option("--local", is_flag=True, help="In this process, without Ray.")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of this name.")
+@click.option("--resume", is_flag=True, help="Resume the newest run of this name.")
 @click.option(
     "--accept",
     multiple=True,

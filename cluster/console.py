@@ -99,9 +99,9 @@ class Console:
             case "evaluation":
                 self._show_evaluation(line)
             case "rewind" if line["step"]:
-                self._note(f"going on from step {line['step']:,}")
+                self._note(f"resuming from step {line['step']:,}")
             case "execution":
-                self._note(f"passes: {line['reason']}")
+                self._note(f"execution: {line['reason']}")
             case "decision":
                 self._note(f"decided at {line['position']:,}: {line['what']} = {line['value']}")
             case "end" if line["status"] == "FINISHED":

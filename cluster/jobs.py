@@ -1,6 +1,6 @@
 """Recipes as jobs on a Ray cluster, through the Ray Jobs API of its head.
 
-Whoever may submit a job may run anything on the cluster. So a token is asked for, and it never travels over
+Who may submit a job may run anything on the cluster. So a token is asked for, and it never travels over
 plain HTTP to another machine. Nothing from this process's environment enters a job: credentials for storage
 and tracking are the cluster's own.
 """

@@ -150,7 +150,7 @@ def fetch(address: str, directory: Path, name: str) -> None:
         copied = _numbers(address, name)
     except Exception as error:  # what its driver raises where it cannot be reached
         if numbers:
-            return  # the run here is what there is to go on with
+            return  # the run here is what there is to resume
         raise UserError(
             f"--resume: {directory} holds no run of {name}, and its mirror {address} raised "
             f"{type(error).__name__}: {error}; try again when it can be reached"

@@ -49,7 +49,7 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Resumed:
     refused = {what: lines for what, lines in changed.items() if lines and what not in accepted}
     if refused:
         flags = " ".join(f"--accept {what}" for what in refused)
-        cure = f"--resume: goes on with what the run began with; {flags} goes on all the same"
+        cure = f"--resume: continues what the run began with; {flags} resumes all the same"
         raise UserError("\n".join([*_shortened(refused.values()), cure]))
     return Resumed(folder, _shortened(changed.values()), newest is None)
 

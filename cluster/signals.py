@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, by whoever manages the process, by a terminal that closes."""
+"""Being told to stop: by Ctrl-C, by a process manager, by a terminal that closes."""
 
 import signal
 from collections.abc import Iterator

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.trainer.process_group import Crew
+    from tests.trainer.process_group import ProcessGroup
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
+    """The folder of real data next to the checkout; tests that need it are skipped where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("needs the CIFAR-10 and tiny Shakespeare files in ../shared/data, which are not here")
@@ -20,10 +20,10 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def crew() -> Iterator["Crew"]:
+def process_group() -> Iterator["ProcessGroup"]:
     """Three processes that form groups of one, two or three workers."""
-    from tests.trainer.process_group import Crew
+    from tests.trainer.process_group import ProcessGroup
 
-    processes = Crew(3)
+    processes = ProcessGroup(3)
     yield processes
-    processes.dismiss()
+    processes.close()

@@ -1,4 +1,4 @@
-"""The loop: one step after another, each yielded to whoever iterates: who evaluates, logs, saves, stops."""
+"""The loop: one step after another, each yielded to its caller, who evaluates, logs, saves, stops."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float]:
     gradients = training.optimizer.buffers.gradients
     squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
     total, count, *squared = torch.cat([sums[:2], squares]).tolist()  # the step's one wait for a GPU
-    count = count or math.nan  # that no example counted is told by whoever sees what is not finite
+    count = count or math.nan  # `_skip` tells that no example counted
     factor = 1 / (count * training.loss_scale.value)
     norm = math.sqrt(sum(squared)) * factor
     clip_norm = training.recipe.train.clip_norm

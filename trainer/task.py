@@ -39,7 +39,7 @@ class Task(Protocol):
         """(sum, count): a step follows the gradient of sum of sums / sum of counts over the global batch."""
 
     def metrics(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
-        """By name, (sum, count), so that pieces add."""
+        """By name, (sum, count), so that parts add."""
 
 
 def load(section: TaskSection) -> Task:

@@ -1,1 +1,1 @@
-"""What does each optimizer do? One file for each, its paper's lines and nothing else; the registry finds them."""
+"""What does each optimizer do? One file for each, its paper's lines alone; the registry finds them."""

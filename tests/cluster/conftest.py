@@ -1,4 +1,4 @@
-"""Whatever becomes of a test, the commands that it started end with it."""
+"""However a test ends, the commands that it started end with it."""
 
 import os
 import signal

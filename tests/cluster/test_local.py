@@ -82,7 +82,7 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     assert "train.epochs: is 4.0, and the run began with 1000000.0" in refused.output
 
     again = Command("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000", cwd=folder)
-    again.wait_for("going on from step")
+    again.wait_for("resuming from step")
     again.send(signal.SIGINT)
     again.wait()
     assert f"step-{journal(folder / 'runs/tiny-001', 'rewind')[-1]['step']:08d}" == newest
@@ -177,7 +177,7 @@ def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
     assert command.wait() == -signal.SIGKILL
     resume = ("train", "tiny.yaml", "--local", "--resume", "--set", "train.epochs=1000000")
     again = Command(*resume, cwd=folder)
-    again.wait_for("going on from step")
+    again.wait_for("resuming from step")
     again.send(signal.SIGINT)
     assert again.wait() == 130
 

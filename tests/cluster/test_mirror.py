@@ -202,7 +202,7 @@ def test_an_address_that_nothing_can_open_is_refused(folder: Path):
         mirror.highest("nowhere://x", "tiny")
 
 
-def test_a_mirror_in_trouble_falls_behind_and_says_so(tmp_path: Path, folder: Path, monkeypatch):
+def test_a_mirror_that_fails_falls_behind_and_says_so(tmp_path: Path, folder: Path, monkeypatch):
     monkeypatch.setattr(mirror, "PAUSE_S", 0.01)
     (tmp_path / "there").write_text("a file where a folder should be")
     shown = io.StringIO()

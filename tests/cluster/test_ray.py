@@ -111,7 +111,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would_have(folder):
 
     os.kill(worker_of(command.family()).pid, signal.SIGKILL)
     assert command.wait() == 0, command.output
-    assert "going on from step" in command.output
+    assert "resuming from step" in command.output
     assert len(journal(folder / "runs/tiny-001", "start")) == 2
     alone = run("train", "tiny.yaml", "--local", *exact, cwd=folder)
     assert alone.process.returncode == 0, alone.output

@@ -12,9 +12,9 @@ from tests.cluster.processes import Process, remaining, until
 from trainer.run_folder.checkpoints import Checkpoints, load
 
 RECIPE = """
-name: spine
+name: noisy
 seed: 3
-task: {use: spine:SpineTask}
+task: {use: noisy:NoisyTask}
 batch: {size: 70, micro: 10, lanes: 8}
 optimizer: {name: lamb, lr: 0.02}
 schedule: {warmup: {share: 0.2}, decay: {shape: polynomial}}
@@ -25,15 +25,15 @@ run: {workers: 3, pool: {min: 1, max: 1}, reduction: exact, device: cpu}
 track: {uri: none}
 """
 AGENTS_END_S = 120.0  # Ray's own agents notice late that their driver is gone
-SPINE = Path(__file__).parents[1] / "trainer" / "spine.py"
+SUBJECT = Path(__file__).parents[1] / "trainer" / "reproducibility.py"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "spine.yaml").write_text(RECIPE)
-    shutil.copy(SPINE, tmp_path / "spine.py")
+    (tmp_path / "noisy.yaml").write_text(RECIPE)
+    shutil.copy(SUBJECT, tmp_path / "noisy.py")
     return tmp_path
 
 
@@ -53,11 +53,11 @@ def flat(state) -> dict[str, object]:
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_same_bits_in_one_process_and_under_ray(folder: Path, workers: int):
-    alone = run("train", "spine.yaml", "--local", cwd=folder)
+    alone = run("train", "noisy.yaml", "--local", cwd=folder)
     assert alone.process.returncode == 0, alone.output
-    ray = run("train", "spine.yaml", "--set", f"run.workers={workers}", cwd=folder)
+    ray = run("train", "noisy.yaml", "--set", f"run.workers={workers}", cwd=folder)
     assert ray.process.returncode == 0, ray.output
-    assert traces(folder, "spine-001") == traces(folder, "spine-002")
+    assert traces(folder, "noisy-001") == traces(folder, "noisy-002")
 
 
 LONGER = ("--set", "train.epochs=240", "--set", "run.workers=2", "--set", "eval.every.epochs=80")
@@ -67,9 +67,9 @@ LAST_STEP = 696  # far enough from the last point that the run does not end befo
 @pytest.fixture
 def alone(folder: Path) -> tuple:
     """The traces of the same run in one process, which nothing happened to."""
-    undisturbed = run("train", "spine.yaml", "--local", *LONGER, cwd=folder)
+    undisturbed = run("train", "noisy.yaml", "--local", *LONGER, cwd=folder)
     assert undisturbed.process.returncode == 0, undisturbed.output
-    return traces(folder, "spine-001")
+    return traces(folder, "noisy-001")
 
 
 def wait_for_step(folder: Path, step: int) -> None:
@@ -93,29 +93,29 @@ def kill(family: list[Process], name: str) -> None:
     ],
 )
 def test_the_same_bits_however_often_a_process_is_killed(folder: Path, alone: tuple, victim: str, steps):
-    command = Command("train", "spine.yaml", *LONGER, cwd=folder)
+    command = Command("train", "noisy.yaml", *LONGER, cwd=folder)
     families = []
     for step in steps:
-        wait_for_step(folder / "runs/spine-002", step)
+        wait_for_step(folder / "runs/noisy-002", step)
         families += (family := command.family())
         kill(family, victim)
     assert command.wait() == 0, command.output
     assert remaining(families) == []
-    assert traces(folder, "spine-002") == alone
+    assert traces(folder, "noisy-002") == alone
 
 
 def test_the_same_bits_however_often_the_driver_is_killed(folder: Path, alone: tuple):
     families: list[Process] = []
     resume: tuple[str, ...] = ()
     for step in (10, 130, 250, 370, 480):
-        command = Command("train", "spine.yaml", *LONGER, *resume, cwd=folder)
-        wait_for_step(folder / "runs/spine-002", step)
+        command = Command("train", "noisy.yaml", *LONGER, *resume, cwd=folder)
+        wait_for_step(folder / "runs/noisy-002", step)
         families += command.family()
         os.kill(command.process.pid, signal.SIGKILL)
         assert command.wait() == -signal.SIGKILL
         resume = ("--resume",)
-    last = run("train", "spine.yaml", *LONGER, "--resume", cwd=folder)
+    last = run("train", "noisy.yaml", *LONGER, "--resume", cwd=folder)
     assert last.process.returncode == 0, last.output
     assert remaining(families, AGENTS_END_S) == []
-    assert traces(folder, "spine-002") == alone
-    assert max(traces(folder, "spine-002")[0]) == LAST_STEP
+    assert traces(folder, "noisy-002") == alone
+    assert max(traces(folder, "noisy-002")[0]) == LAST_STEP

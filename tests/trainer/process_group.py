@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 
-class Crew:
+class ProcessGroup:
     """Up to `size` processes; `run` lets the first few of them form a gloo group and call the same function
     in it.
     """
@@ -38,7 +38,7 @@ class Crew:
                 raise AssertionError(answer)
         return [answer for _, answer in answers]
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:

@@ -1,5 +1,5 @@
-"""The subject of the spine test: a small task with everything that makes law 1 hard, and a run of it that
-keeps all traces.
+"""What the tests of reproducibility train: a small task with everything that makes law 1 hard, and a run of
+it that keeps all traces.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from data_echo import ArraySource, InlinePreparer
-from tests.trainer.plans import planned
 from trainer.build import build
 from trainer.distributed.group import WorkerGroup
 from trainer.loop import steps
+from trainer.plan.inputs import Inputs
+from trainer.plan.plan import resolve
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.checkpoints import Checkpoints, load
 from trainer.training import Training
@@ -26,7 +27,7 @@ from trainer.training import Training
 EXAMPLES, FEATURES, CLASSES = 203, 12, 5  # no round number anywhere: passes end within micro-batches
 
 
-class SpineTask:
+class NoisyTask:
     """Noisy inputs, a masked loss with unequal counts, batch norm and dropout. `gain` multiplies the loss."""
 
     def __init__(self, dropout: float = 0.3, gain: float = 1.0):
@@ -71,7 +72,7 @@ class SpineTask:
 def recipe(**changes: dict[str, Any]) -> Recipe:
     """A short run in exact arithmetic; `changes` replace keys of its sections."""
     sections: dict[str, Any] = {
-        "task": {"use": "tests.trainer.reproducibility:SpineTask"},
+        "task": {"use": "tests.trainer.reproducibility:NoisyTask"},
         "batch": {"size": 80, "micro": 10, "lanes": 8},
         "optimizer": {"name": "lamb", "lr": 0.02},
         "schedule": {"warmup": {"share": 0.2, "shape": "linear"}, "decay": {"shape": "polynomial"}},
@@ -81,7 +82,7 @@ def recipe(**changes: dict[str, Any]) -> Recipe:
     }
     for section, keys in changes.items():
         sections[section] = {**sections.get(section, {}), **keys}
-    return Recipe.model_validate({"name": "spine", "seed": 3, **sections})
+    return Recipe.model_validate({"name": "noisy", "seed": 3, **sections})
 
 
 @dataclasses.dataclass
@@ -125,10 +126,12 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
     return kept
 
 
-def ready(chosen: Recipe, state: Any = None, task: SpineTask | None = None) -> Training:
-    """A worker of this process's group, ready to train the spine task, or another of its kind."""
-    task, group = task or SpineTask(**chosen.task.with_), WorkerGroup.join("cpu")
-    return build(planned(chosen, task), task, group, InlinePreparer(task, chosen.seed), state)
+def ready(chosen: Recipe, state: Any = None, task: NoisyTask | None = None) -> Training:
+    """A worker of this process's group, ready to train the noisy task, or another of its kind."""
+    task, group = task or NoisyTask(**chosen.task.with_), WorkerGroup.join("cpu")
+    return build(
+        resolve(chosen, Inputs.of(chosen, task)), task, group, InlinePreparer(task, chosen.seed), state
+    )
 
 
 def follow(training: Training, kept: Trace, until: int | None) -> None:
@@ -159,7 +162,7 @@ def _listen(training: Training) -> dict[int, list[int]]:
 
 
 def _sabotage(training: Training, how: str) -> None:
-    """Break law 1 as a bug would: the spine test must notice."""
+    """Break law 1 as a bug would: the test must notice."""
     passes = training.forward_backward
     if how == "dropout keyed by rank":
         passes.seed += training.group.rank

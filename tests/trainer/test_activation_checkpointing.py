@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.reproducibility import CLASSES, FEATURES, SpineTask, Trace, follow, ready, recipe
+from tests.trainer.reproducibility import CLASSES, FEATURES, NoisyTask, Trace, follow, ready, recipe
 from trainer.compute.activation_checkpointing import blocks, checkpoint_activations
 from trainer.compute.batch_norm import BatchNorms
 
@@ -22,7 +22,7 @@ class Block(nn.Module):
         return x + self.dropout(torch.relu(self.norm(self.linear(x))))
 
 
-class Deep(SpineTask):
+class Deep(NoisyTask):
     """Blocks with batch norm and dropout."""
 
     def model(self) -> nn.Module:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.trainer.plans import spec
-from tests.trainer.process_group import Crew
-from tests.trainer.reproducibility import SpineTask, recipe
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import NoisyTask, recipe
 from trainer.run_folder import journal
 from trainer.tracking import metrics
 from trainer.tracking.progress import TrackingProgress
@@ -40,9 +40,11 @@ def steps_in_mlflow(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("echo", [{"factor": 1.5}, {"factor": "auto", "cap": 2}])
-def test_every_step_tells_of_the_echo(crew: Crew, tmp_path: Path, workers: int, echo: dict[str, Any]):
+def test_every_step_tells_of_the_echo(
+    process_group: ProcessGroup, tmp_path: Path, workers: int, echo: dict[str, Any]
+):
     chosen = recipe(echo=echo, train={"epochs": 3})
-    outcome, *_ = crew.run(workers, run_worker, spec(chosen, tmp_path, SpineTask))
+    outcome, *_ = process_group.run(workers, run_worker, spec(chosen, tmp_path, NoisyTask))
     assert outcome.status == "FINISHED"
     told = steps_in_mlflow(tmp_path)
     assert told

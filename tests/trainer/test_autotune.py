@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tests.trainer.plans import spec
-from tests.trainer.process_group import Crew
-from tests.trainer.reproducibility import CLASSES, FEATURES, SpineTask, Trace, follow, ready, recipe
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import CLASSES, FEATURES, NoisyTask, Trace, follow, ready, recipe
 from trainer.compute import autotune
 from trainer.compute.autotune import Execution
 from trainer.run_folder import journal
@@ -21,7 +21,7 @@ from trainer.training import Training
 from trainer.worker import run_worker
 
 
-class Plain(SpineTask):
+class Plain(NoisyTask):
     """No dropout: the forward pass is a function of its micro-batch."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Plain(SpineTask):
 
 
 class Centred(nn.Module):
-    """Takes the mean over whatever it is given: examples of a pass interact."""
+    """Takes the mean over its whole input: examples of a forward pass interact."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Centred(nn.Module):
         return self.linear(x - x.mean(0))
 
 
-class Interacting(SpineTask):
+class Interacting(NoisyTask):
     """A model that normalises over the batch without being a batch norm."""
 
     def model(self) -> nn.Module:
@@ -57,7 +57,7 @@ class Rigid(nn.Module):
         return self.linear(x.view(10, FEATURES))
 
 
-class Unstackable(SpineTask):
+class Unstackable(NoisyTask):
     """A model that cannot take two micro-batches at once."""
 
     def model(self) -> nn.Module:
@@ -67,13 +67,13 @@ class Unstackable(SpineTask):
 CHOSEN = recipe(run={"reduction": "fast"}, train={"epochs": 5})
 
 
-def training(task: SpineTask, state: Any = None, **run: Any) -> Training:
+def training(task: NoisyTask, state: Any = None, **run: Any) -> Training:
     chosen = recipe(run={"reduction": "fast", "stack": "auto", **run}, train={"epochs": 5})
     return ready(chosen, state, task)
 
 
 def test_dropout_keeps_micro_batches_apart():
-    found = training(SpineTask()).execution
+    found = training(NoisyTask()).execution
     assert (found.stack, found.draws_random) == (1, True)
     assert "draws random numbers" in found.reason
 
@@ -88,7 +88,7 @@ def fewer_calls_are_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     [(Interacting, "not stacked: the gradient would change"), (Unstackable, "not stacked: ")],
 )
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
-def test_models_that_stacking_would_falsify_run_one_by_one(task: type[SpineTask], reason: str):
+def test_models_that_stacking_would_falsify_run_one_by_one(task: type[NoisyTask], reason: str):
     found = training(task()).execution
     assert (found.stack, found.draws_random) == (1, False)
     assert reason in found.reason
@@ -167,7 +167,7 @@ def test_memory_that_is_short_while_trying_halves_the_stack(error: type[Exceptio
     assert training(TightPlain(20, 0, error=error)).execution.stack == 2
 
 
-def stacked_trace(make_task: Callable[[], SpineTask], stack: int) -> tuple[Trace, Execution]:
+def stacked_trace(make_task: Callable[[], NoisyTask], stack: int) -> tuple[Trace, Execution]:
     """Train for some steps with a stack that is given; the trace and how passes ran at the end."""
     begun = training(make_task(), stack=1)
     begun.execution = replace(begun.execution, stack=stack)
@@ -179,11 +179,11 @@ def stacked_trace(make_task: Callable[[], SpineTask], stack: int) -> tuple[Trace
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_memory_that_runs_out_later_halves_the_stack_of_all_and_spoils_no_step(
-    crew: Crew, workers: int, when: str
+    process_group: ProcessGroup, workers: int, when: str
 ):
     """On one worker earlier than on the other, after others' gradients were sent, and twice in a row."""
-    enough = crew.run(workers, stacked_trace, Plain, 4)
-    tight = crew.run(workers, stacked_trace, functools.partial(TightPlain, 10, 9, when), 4)
+    enough = process_group.run(workers, stacked_trace, Plain, 4)
+    tight = process_group.run(workers, stacked_trace, functools.partial(TightPlain, 10, 9, when), 4)
     for (kept, before), (again, after) in zip(enough, tight, strict=True):
         assert (before.stack, after.stack) == (4, 1)
         assert "memory ran out at 2 at a time" in after.reason
@@ -191,16 +191,18 @@ def test_memory_that_runs_out_later_halves_the_stack_of_all_and_spoils_no_step(
         np.testing.assert_allclose(again.norms, kept.norms, rtol=1e-4)
 
 
-def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(crew: Crew, tmp_path: Path):
+def test_memory_that_is_too_short_for_one_micro_batch_stops_the_run_with_a_cure(
+    process_group: ProcessGroup, tmp_path: Path
+):
     one_by_one = recipe(run={"reduction": "fast", "stack": 1}, train={"epochs": 5})
     order = spec(one_by_one, tmp_path, functools.partial(TightPlain, 5, 30))
-    outcome, *_ = crew.run(2, run_worker, order)
+    outcome, *_ = process_group.run(2, run_worker, order)
     assert outcome.status == "FAILED"
     assert "no room; lower batch.micro or set run.recompute" in outcome.reason
 
 
 @pytest.mark.usefixtures("fewer_calls_are_quicker")
-def test_the_journal_tells_how_passes_run_and_when_that_changes(tmp_path: Path):
+def test_the_journal_tells_how_steps_are_computed_and_when_that_changes(tmp_path: Path):
     run_worker(spec(CHOSEN, tmp_path, functools.partial(TightPlain, 40, 40)))
     lines = [line for line in journal.read(tmp_path) if line["kind"] in ("execution", "step")]
     told = [line for line in lines if line["kind"] == "execution"]
@@ -224,8 +226,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quick_compiler", "fewer_calls_are_quicker")
-@pytest.mark.parametrize("task", [Plain, SpineTask])
-def test_a_compiled_model_learns_the_same_and_is_compiled_for_two_lengths_at_most(task: type[SpineTask]):
+@pytest.mark.parametrize("task", [Plain, NoisyTask])
+def test_a_compiled_model_learns_the_same_and_is_compiled_for_two_lengths_at_most(task: type[NoisyTask]):
     compiled, as_it_is = (training(task(), stack=3, compile=wanted) for wanted in (True, False))
     assert compiled.execution.compiled
     assert "compiled, the gradient is the same" in compiled.execution.reason
@@ -243,7 +245,7 @@ def test_a_compiled_model_learns_the_same_and_is_compiled_for_two_lengths_at_mos
 @pytest.mark.slow
 def test_code_that_the_compiler_writes_draws_the_same_random_numbers():
     torch.compiler.reset()
-    compiled, as_it_is = (training(SpineTask(), compile=wanted) for wanted in (True, False))
+    compiled, as_it_is = (training(NoisyTask(), compile=wanted) for wanted in (True, False))
     assert compiled.execution.compiled
     traces = [Trace([], [], {}, {}, []) for _ in range(2)]
     for one, kept in zip((compiled, as_it_is), traces, strict=True):

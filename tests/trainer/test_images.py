@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainer.plans import planned
-from tests.trainer.reproducibility import CLASSES, EXAMPLES, SpineTask, Trace, follow, ready, recipe
+from tests.trainer.reproducibility import CLASSES, EXAMPLES, NoisyTask, Trace, follow, ready, recipe
 from trainer.plan import report
 from trainer.training import Training
 
@@ -24,7 +24,7 @@ class Residual(nn.Module):
         return torch.relu(x + self.bn2(self.conv2(y)))
 
 
-class Images(SpineTask):
+class Images(NoisyTask):
     """Noise in six by six pixels, labelled by its mean colour."""
 
     def __init__(self) -> None:
@@ -97,13 +97,13 @@ def test_a_run_may_go_on_with_another_order_of_memory():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_the_plan_shows_how_passes_are_computed():
-    def passes(**changes: Any) -> list[str]:
+def test_the_plan_shows_how_steps_are_computed():
+    def computation(**changes: Any) -> list[str]:
         lines = report.lines(planned(recipe(**changes), Images()))
-        return [line.removeprefix("passes").strip() for line in lines if line.startswith("passes")]
+        return [line.removeprefix("computation").strip() for line in lines if line.startswith("computation")]
 
-    assert passes() == []
+    assert computation() == []
     run = {"reduction": "fast", "recompute": True, "compile": True, "channels_last": True}
-    assert passes(run=run, train={"epochs": 6, "precision": "fp16"}) == [
+    assert computation(run=run, train={"epochs": 6, "precision": "fp16"}) == [
         "fp16 autocast, a loss scale, compiled, channels last, activations of 2 blocks recomputed (0.0, 0.1)"
     ]

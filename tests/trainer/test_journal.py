@@ -1,4 +1,4 @@
-"""The journal: what is written is read, whatever dies, and any JSON reader can read it."""
+"""The journal: what is written is read, no matter what dies, and any JSON reader can read it."""
 
 import json
 import math

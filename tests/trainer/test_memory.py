@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.trainer.plans import planned
-from tests.trainer.reproducibility import SpineTask, recipe
+from tests.trainer.reproducibility import NoisyTask, recipe
 from trainer.plan import memory
 
 
@@ -27,13 +27,13 @@ def kept_by_a_real_pass(task, micro: int) -> int:
 @pytest.mark.parametrize("micro", [4, 16])
 def test_the_estimate_is_what_a_real_pass_keeps(micro: int):
     chosen = recipe(batch={"size": 80, "micro": micro, "lanes": 5})
-    plan = planned(chosen, SpineTask())
-    real = kept_by_a_real_pass(SpineTask(), micro)
-    assert memory.activation_bytes(plan, SpineTask()) == real
+    plan = planned(chosen, NoisyTask())
+    real = kept_by_a_real_pass(NoisyTask(), micro)
+    assert memory.activation_bytes(plan, NoisyTask()) == real
 
 
 def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
-    class Wide(SpineTask):
+    class Wide(NoisyTask):
         def model(self) -> nn.Module:
             return nn.Sequential(nn.Linear(12, 1 << 20), nn.Linear(1 << 20, 1 << 20), nn.Linear(1 << 20, 5))
 
@@ -45,7 +45,7 @@ def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
 
 
 def test_recomputed_blocks_keep_less():
-    class Deep(SpineTask):
+    class Deep(NoisyTask):
         def model(self) -> nn.Module:
             blocks = [nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 12)) for _ in range(4)]
             return nn.Sequential(*blocks, nn.Linear(12, 5))
@@ -58,7 +58,7 @@ def test_recomputed_blocks_keep_less():
 
 
 def test_a_model_that_looks_at_its_numbers_says_so():
-    class Curious(SpineTask):
+    class Curious(NoisyTask):
         def loss(self, model, batch):
             loss, count = super().loss(model, batch)
             return (loss if loss.item() > 0 else -loss), count

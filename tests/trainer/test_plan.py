@@ -13,7 +13,7 @@ from data_echo import ArraySource
 from tests.trainer.plans import planned
 from trainer.errors import RecipeError
 from trainer.plan import plan, report
-from trainer.recipe import loader as door
+from trainer.recipe import loader as recipes
 from trainer.recipe.schema import Recipe
 
 
@@ -40,7 +40,7 @@ schedule: {scale: {rule: sqrt, base_batch: 24}, warmup: {epochs: 2}}
 echo: {factor: 2}
 train: {epochs: 10}
 """
-    return door.parse(text, "r.yaml", overrides)
+    return recipes.parse(text, "r.yaml", overrides)
 
 
 def refusal(*overrides: str, task: object = None) -> str:
@@ -78,7 +78,7 @@ def test_growth_is_walked_stage_by_stage():
 
 @settings(deadline=None)
 @given(k=st.integers(1, 40), lanes=st.integers(1, 40), workers=st.integers(1, 9))
-def test_the_busiest_share_is_what_dealing_lanes_gives(k, lanes, workers):
+def test_the_busiest_workers_part_is_what_the_lanes_give(k, lanes, workers):
     largest = []
     for step in range(lanes):
         done = [0] * workers
@@ -224,7 +224,7 @@ def test_the_lines_say_everything_on_one_screen():
     for fact in [
         "planned: a:B, seed 0",
         "20 parameters: 80 B of weights, 160 B of lamb state",
-        "96 = 12 micro-batches of 8, dealt to 8 lanes",
+        "96 = 12 micro-batches of 8 from 8 lanes",
         "3 of at most 8; the busiest computes 42% of each step",
         "0.04 = 0.02 scaled from batch 24 by rule sqrt",
         "linear over 2,000 examples (2 epochs)",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.plans import spec
-from tests.trainer.process_group import Crew
-from tests.trainer.reproducibility import SpineTask, Trace, follow, ready, recipe
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import NoisyTask, Trace, follow, ready, recipe
 from trainer.compute import autotune, precision
 from trainer.compute.precision import LossScale
 from trainer.recipe.schema import Recipe
@@ -91,7 +91,7 @@ def test_the_gradient_is_clipped_at_its_own_norm_and_not_at_the_scaled_one():
 
 
 def test_an_update_that_overflows_is_skipped_and_everything_else_goes_on():
-    training = ready(half(task={"use": "tests.trainer.reproducibility:SpineTask", "with": {"gain": 1000.0}}))
+    training = ready(half(task={"use": "tests.trainer.reproducibility:NoisyTask", "with": {"gain": 1000.0}}))
     before: dict[str, torch.Tensor] = {}
     skipped = 0
     scale = 2.0**16 / 16
@@ -113,16 +113,16 @@ def test_an_update_that_overflows_is_skipped_and_everything_else_goes_on():
     assert training.progress.skipped == 0, "the guard had nothing to do with it"
 
 
-class Vertical(SpineTask):
-    """The loss is finite; its gradient is not, whatever it is multiplied by."""
+class Vertical(NoisyTask):
+    """The loss is finite; its gradient is not, at any scale."""
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         total, count = super().loss(model, batch)
         return total + sum(p.sum() * 0.0 for p in model.parameters()).clamp(min=0).sqrt(), count
 
 
-class Endless(SpineTask):
-    """The loss is infinite, which no scale mends."""
+class Endless(NoisyTask):
+    """The loss is infinite, which no scale helps."""
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         total, count = super().loss(model, batch)
@@ -131,11 +131,11 @@ class Endless(SpineTask):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("task", "skips"), [(Vertical, 16), (Endless, 0)])
-def test_what_no_scale_mends_is_the_guards_affair(
-    crew: Crew, tmp_path: Path, workers: int, task: type[SpineTask], skips: int
+def test_what_no_scale_helps_is_the_guards_affair(
+    process_group: ProcessGroup, tmp_path: Path, workers: int, task: type[NoisyTask], skips: int
 ):
     chosen = half(train={"epochs": 12})
-    outcome, *_ = crew.run(workers, run_worker, spec(chosen, tmp_path, functools.partial(task)))
+    outcome, *_ = process_group.run(workers, run_worker, spec(chosen, tmp_path, functools.partial(task)))
     assert outcome.status == "FAILED"
     assert f"in fp16 with loss scale {2.0 ** (12 - skips):g}" in outcome.reason
     lines = [line for line in journal.read(tmp_path) if line["kind"] == "step"]
@@ -147,7 +147,7 @@ def test_what_no_scale_mends_is_the_guards_affair(
 def test_rounding_of_short_numbers_does_not_forbid_stacking(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(autotune, "_seconds", lambda passes, batches, way: -way.stack)
     for gain in (1.0, 1000.0):  # which overflows at the scale that the run starts with
-        training = ready(half(kind, run={"reduction": "fast"}), task=SpineTask(dropout=0.0, gain=gain))
+        training = ready(half(kind, run={"reduction": "fast"}), task=NoisyTask(dropout=0.0, gain=gain))
         assert training.execution.stack == 8
         assert training.loss_scale == LossScale.of(kind, 10), "trying left no trace"
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from data_echo import ArraySource
-from tests.trainer.reproducibility import SpineTask, recipe
+from tests.trainer.reproducibility import NoisyTask, recipe
 from trainer.plan import provenance
 from trainer.plan.inputs import Inputs
 
 
-def origin(task: SpineTask) -> provenance.Provenance:
+def origin(task: NoisyTask) -> provenance.Provenance:
     return provenance.of(recipe(), Inputs.of(recipe(), task))
 
 
-TASK = "from tests.trainer.reproducibility import SpineTask\n\n\nclass Mine(SpineTask):\n    pass\n"
+TASK = "from tests.trainer.reproducibility import NoisyTask\n\n\nclass Mine(NoisyTask):\n    pass\n"
 
 
 @pytest.fixture
@@ -47,20 +47,20 @@ def test_every_file_of_the_tasks_package_counts(user_package: Path):
 
 
 def test_one_number_of_the_data_is_noticed():
-    class Altered(SpineTask):
+    class Altered(NoisyTask):
         def source(self, split: str) -> ArraySource:
             x = np.array(self.arrays["x"])
             x[0, 0] += split == "train"
             return ArraySource({**self.arrays, "x": x})
 
-    before, now = (origin(task) for task in (SpineTask(), Altered()))
+    before, now = (origin(task) for task in (NoisyTask(), Altered()))
     (line,) = provenance.differences(before, now, "data")
     assert line.startswith("data: train.hash: is ")
     assert provenance.differences(before, now, "code") == []
 
 
 def test_nothing_is_said_of_a_checkpoint_that_does_not_know():
-    now = origin(SpineTask())
+    now = origin(NoisyTask())
     assert provenance.differences({}, now, "code") == []
 
 
@@ -69,7 +69,7 @@ def test_nested_descriptions_are_compared_where_they_differ():
         def fingerprint(self):
             return {"files": [{"name": "a", "rows": 3}, {"name": "b", "rows": self[0]}]}
 
-    class Listed(SpineTask):
+    class Listed(NoisyTask):
         def __init__(self, rows: int):
             super().__init__()
             self.rows = rows

@@ -1,4 +1,4 @@
-"""The door: what it reads, and what it says about each mistake."""
+"""The loader of recipes: what it reads, and what it says about each mistake."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError, UserError
-from trainer.recipe import loader as door
+from trainer.recipe import loader as recipes
 from trainer.recipe.schema import SECTIONS, Recipe
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -24,26 +24,26 @@ train: {epochs: 1}
 
 def problems(text: str, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as error:
-        door.parse(text, "r.yaml", overrides)
+        recipes.parse(text, "r.yaml", overrides)
     return str(error.value).splitlines()
 
 
 def parse(*overrides: str) -> Recipe:
-    return door.parse(SMALL, "r.yaml", overrides)
+    return recipes.parse(SMALL, "r.yaml", overrides)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_recipes_are_read_and_survive_a_dump(path):
-    recipe = door.read(path)
+    recipe = recipes.read(path)
     assert recipe.name == path.stem
-    assert door.parse(door.dump(recipe)) == recipe
+    assert recipes.parse(recipes.dump(recipe)) == recipe
 
 
 def test_the_resolved_recipe_writes_out_published_hyperparameters_and_derived_values():
     recipe = parse("optimizer={name: lamb}", "echo.factor=1.5")
     assert recipe.optimizer.hyper["betas"] == (0.9, 0.999)
     assert recipe.echo.capacity == 32  # 8 lanes of 8 examples, half of them wait for a second copy
-    assert yaml.safe_load(door.dump(recipe))["optimizer"]["eps"] == 1e-6
+    assert yaml.safe_load(recipes.dump(recipe))["optimizer"]["eps"] == 1e-6
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_numbers_are_numbers(written, value):
 def test_what_yaml_1_1_would_turn_into_something_else_stays_text(text):
     assert parse(f"task.with.x={text}").task.with_ == {"x": text}
     assert (
-        door.parse(
+        recipes.parse(
             SMALL.replace("name: small", f"name: small\ntrack: {{experiment: {text}}}")
         ).track.experiment
         == text
@@ -86,7 +86,7 @@ json_values = st.recursive(
 def test_any_arguments_of_a_task_survive_a_dump(arguments):
     recipe = parse()
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"with_": arguments})})
-    assert door.parse(door.dump(recipe)).task.with_ == arguments
+    assert recipes.parse(recipes.dump(recipe)).task.with_ == arguments
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_files_that_cannot_be_read(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(f"{path}: cannot be read (")):
-        door.read(path)
+        recipes.read(path)
     with pytest.raises(UserError, match="Is a directory"):
-        door.read(tmp_path)
+        recipes.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_whatever_is_written_is_read_or_refused_with_places_and_cures(changes):
         section[key] = value
     found = read_or_refusal(yaml.safe_dump(values))
     if isinstance(found, Recipe):
-        assert door.parse(door.dump(found)) == found
+        assert recipes.parse(recipes.dump(found)) == found
     else:
         lines = str(found).splitlines()
         assert lines
@@ -236,7 +236,7 @@ def test_whatever_is_written_is_read_or_refused_with_places_and_cures(changes):
 
 def read_or_refusal(text: str) -> Recipe | RecipeError:
     try:
-        return door.parse(text, "r.yaml")
+        return recipes.parse(text, "r.yaml")
     except RecipeError as error:
         return error
 
@@ -276,7 +276,7 @@ def test_a_contradiction_between_valid_sections_is_reported_beside_other_mistake
     assert [line.split(": ")[1] for line in lines] == ["eval.every", "run.workers"]
 
 
-def test_overrides_go_through_the_same_door_and_replace_a_length_s_unit():
+def test_overrides_are_checked_like_the_file_and_replace_a_length_s_unit():
     recipe = parse(
         "train.steps=3", "optimizer.lr=1e-2", "schedule.warmup.share=0.1", "run={workers: 2}", "seed=7"
     )
@@ -335,7 +335,7 @@ def test_every_stage_of_a_growing_batch_is_checked(overrides, message):
 
 
 def test_a_problem_found_after_reading_stands_where_its_key_was_read():
-    recipe = door.parse(SMALL, "r.yaml", ["batch.lanes=4"])
+    recipe = recipes.parse(SMALL, "r.yaml", ["batch.lanes=4"])
     assert str(recipe.problem("batch.size", "is large", "less")) == "r.yaml:3: batch.size: is large; less"
     assert str(recipe.problem("batch.lanes", "is odd", "less")) == "--set: batch.lanes: is odd; less"
     assert str(recipe.problem("echo.factor", "is odd", "less")) == "r.yaml:1: echo.factor: is odd; less"

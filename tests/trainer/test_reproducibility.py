@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.trainer.process_group import Crew
+from tests.trainer.process_group import ProcessGroup
 from tests.trainer.reproducibility import Trace, recipe, trace
 from trainer.recipe.schema import Recipe
 
@@ -22,7 +22,7 @@ CASES = {
     ),
     "K=8 L=8 shuffled in blocks": recipe(batch={"shuffle": {"block": 9, "window": 4}}),
     "K=6 L=8 fp16, losses that overflow at first": recipe(
-        task={"use": "tests.trainer.reproducibility:SpineTask", "with": {"gain": 500.0}},
+        task={"use": "tests.trainer.reproducibility:NoisyTask", "with": {"gain": 500.0}},
         batch={"size": 60},
         train={"precision": "fp16", "clip_norm": 200.0},
     ),
@@ -51,18 +51,18 @@ def assert_same_bits(left: Trace, right: Trace) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_exact_runs_are_bitwise_equal_on_any_number_of_workers(crew: Crew, name: str):
-    alone = together(crew.run(1, trace, CASES[name]))
+def test_exact_runs_are_bitwise_equal_on_any_number_of_workers(process_group: ProcessGroup, name: str):
+    alone = together(process_group.run(1, trace, CASES[name]))
     assert len(alone.losses) == -(-6 * 203 // CASES[name].batch.size)
     assert len(alone.tensors) > 12, "weights, batch-norm buffers and optimizer state take part"
     for workers in (2, 3):
-        assert_same_bits(alone, together(crew.run(workers, trace, CASES[name])))
+        assert_same_bits(alone, together(process_group.run(workers, trace, CASES[name])))
 
 
 @pytest.mark.parametrize("how", ["one wrong example", "dropout keyed by rank"])
-def test_the_comparison_notices_what_breaks_the_law(crew: Crew, how: str):
-    alone = together(crew.run(1, trace, CASES["K=8 L=8 echo 2"]))
-    broken = together(crew.run(2, trace, CASES["K=8 L=8 echo 2"], how))
+def test_the_comparison_notices_what_breaks_the_law(process_group: ProcessGroup, how: str):
+    alone = together(process_group.run(1, trace, CASES["K=8 L=8 echo 2"]))
+    broken = together(process_group.run(2, trace, CASES["K=8 L=8 echo 2"], how))
     with pytest.raises(AssertionError):
         assert_same_bits(alone, broken)
     relative = np.abs(np.array(broken.losses) / np.array(alone.losses) - 1)
@@ -74,10 +74,10 @@ def fast(**changes: dict) -> Recipe:
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch": {"size": 70}}, {"echo": {"factor": 1.5}}])
-def test_fast_runs_agree_over_the_first_40_steps(crew: Crew, changes: dict):
-    alone = together(crew.run(1, trace, fast(**changes), None, 40))
+def test_fast_runs_agree_over_the_first_40_steps(process_group: ProcessGroup, changes: dict):
+    alone = together(process_group.run(1, trace, fast(**changes), None, 40))
     for workers in (2, 3):
-        group = together(crew.run(workers, trace, fast(**changes), None, 40))
+        group = together(process_group.run(workers, trace, fast(**changes), None, 40))
         assert group.served == alone.served
         np.testing.assert_allclose(group.losses, alone.losses, rtol=1e-5)
         for ours, theirs in zip(group.gradients, alone.gradients, strict=True):

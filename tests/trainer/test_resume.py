@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere, and goes on with any number of workers, is the run that was not."""
+"""A run that is interrupted anywhere, and resumed on any number of workers, is the run that was not."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.process_group import Crew
+from tests.trainer.process_group import ProcessGroup
 from tests.trainer.reproducibility import Trace, leg, recipe, trace
 
 EPOCHS = 4
@@ -19,7 +19,7 @@ RECIPES = {
         batch={"shuffle": {"block": 9, "window": 4}}, train={"epochs": EPOCHS}
     ),
     "lamb, fp16, losses that overflow at first": recipe(
-        task={"use": "tests.trainer.reproducibility:SpineTask", "with": {"gain": 500.0}},
+        task={"use": "tests.trainer.reproducibility:NoisyTask", "with": {"gain": 500.0}},
         train={"epochs": EPOCHS, "precision": "fp16"},
     ),
     "adamw, no echo": recipe(
@@ -55,10 +55,12 @@ def test_interrupted_anywhere(uninterrupted: dict[str, Trace], name: str, data: 
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_on_another_number_of_workers(crew: Crew, tmp_path: Path, uninterrupted: dict[str, Trace], name: str):
+def test_on_another_number_of_workers(
+    process_group: ProcessGroup, tmp_path: Path, uninterrupted: dict[str, Trace], name: str
+):
     legs = []
     for workers, until in ((2, 2), (3, 5), (1, 7), (2, STEPS[name])):
-        members = crew.run(workers, leg, RECIPES[name], str(tmp_path), until)
+        members = process_group.run(workers, leg, RECIPES[name], str(tmp_path), until)
         members[0].served = {j: ids for one in members for j, ids in one.served.items()}
         legs.append(members[0])
     assert_same_run(legs, uninterrupted[name])

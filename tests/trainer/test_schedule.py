@@ -8,14 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainer.plan.schedules import BatchStages, LearningRate, in_examples, scaled
-from trainer.recipe import loader as door
+from trainer.recipe import loader as recipes
 from trainer.recipe.schema import Recipe
 
 LR = 0.3
 
 
 def recipe(schedule: str = "{}", growth: str = "null", size: int = 32, micro: int = 8) -> Recipe:
-    return door.parse(
+    return recipes.parse(
         f"""
 name: run
 task: {{use: "a:B"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trainer.process_group import Crew
+from tests.trainer.process_group import ProcessGroup
 from tests.trainer.reproducibility import recipe, trace
 from tests.trainer.test_reproducibility import assert_same_bits, together
 
@@ -14,9 +14,9 @@ GROWTHS = {
 
 
 @pytest.mark.parametrize("shape", GROWTHS)
-def test_exact_runs_with_a_growing_batch_are_bitwise_equal(crew: Crew, shape: str):
+def test_exact_runs_with_a_growing_batch_are_bitwise_equal(process_group: ProcessGroup, shape: str):
     growing = recipe(batch={"growth": GROWTHS[shape]}, echo={"factor": 1.5}, train={"epochs": 4})
-    alone = together(crew.run(1, trace, growing))
+    alone = together(process_group.run(1, trace, growing))
     assert len(alone.losses) != -(-4 * 203 // 80), "the batch did not grow"
     for workers in (2, 3):
-        assert_same_bits(alone, together(crew.run(workers, trace, growing)))
+        assert_same_bits(alone, together(process_group.run(workers, trace, growing)))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import UserError
-from trainer.recipe import loader as door
+from trainer.recipe import loader as recipes
 from trainer.recipe.schema import flattened
 from trainer.run_folder import layout
 from trainer.run_folder.journal import Journal, read
@@ -115,17 +115,17 @@ def test_sections_become_flat_parameters():
 def test_the_address_is_the_recipes_or_the_environments_or_the_working_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    default = door.parse(RECIPE)
+    default = recipes.parse(RECIPE)
     assert address.address(default) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracking:5000")
     assert address.address(default) == "http://me:secret@tracking:5000"
     assert address.shown(address.address(default)) == "http://tracking:5000"
-    named = door.parse(RECIPE, overrides=["track.uri=sqlite:///other.db"])
+    named = recipes.parse(RECIPE, overrides=["track.uri=sqlite:///other.db"])
     assert address.address(named) == f"sqlite:///{tmp_path}/other.db"
 
 
 def test_a_recipe_with_a_password_is_refused():
-    recipe = door.parse(RECIPE, overrides=["track.uri=http://me:secret@tracking:5000"])
+    recipe = recipes.parse(RECIPE, overrides=["track.uri=http://me:secret@tracking:5000"])
     with pytest.raises(UserError, match="holds a password") as refusal:
         address.address(recipe)
     assert "secret" not in str(refusal.value)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.plans import spec
-from tests.trainer.process_group import Crew
-from tests.trainer.reproducibility import SpineTask, leg, ready, recipe
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import NoisyTask, leg, ready, recipe
 from trainer.loop import steps
 from trainer.worker import run_worker
 
@@ -41,12 +41,14 @@ AVERAGED = recipe(
 )
 
 
-def test_a_run_evaluates_and_exports_the_average_with_batch_norm_of_its_own(crew: Crew, tmp_path: Path):
+def test_a_run_evaluates_and_exports_the_average_with_batch_norm_of_its_own(
+    process_group: ProcessGroup, tmp_path: Path
+):
     exported = []
     for workers in (1, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        outcome, *_ = crew.run(workers, run_worker, spec(AVERAGED, folder, SpineTask))
+        outcome, *_ = process_group.run(workers, run_worker, spec(AVERAGED, folder, NoisyTask))
         assert set(outcome.metrics) == {"loss", "accuracy", "average_loss", "average_accuracy"}
         exported.append((folder / "average.safetensors").read_bytes())
     assert exported[0] == exported[1], "the same bits on any number of workers"

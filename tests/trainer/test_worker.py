@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.plans import spec
-from tests.trainer.process_group import Crew
-from tests.trainer.reproducibility import SpineTask, recipe
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import NoisyTask, recipe
 from trainer.errors import UserError
 from trainer.run_folder import journal
 from trainer.worker import Outcome, RunSpec, run_worker
@@ -20,8 +20,8 @@ SHORT = recipe(train={"epochs": 2})
 FAST = recipe(train={"epochs": 2}, run={"reduction": "fast"})
 
 
-class BrokenTask(SpineTask):
-    """Something goes wrong with one example, on whichever worker it is dealt to."""
+class BrokenTask(NoisyTask):
+    """Something goes wrong with one example, on the worker that serves it."""
 
     def __init__(self, how: str):
         super().__init__()
@@ -40,7 +40,7 @@ class BrokenTask(SpineTask):
         return prepared
 
 
-def order(folder: Path, chosen=SHORT, make_task=SpineTask) -> RunSpec:
+def order(folder: Path, chosen=SHORT, make_task=NoisyTask) -> RunSpec:
     return spec(chosen, folder, make_task)
 
 
@@ -62,7 +62,7 @@ def test_a_finished_run_leaves_journal_checkpoint_and_model(tmp_path: Path):
     assert [line["split"] for line in kinds(tmp_path, "evaluation")] == ["validation", "validation", "test"]
     assert kinds(tmp_path, "end")[0]["status"] == "FINISHED"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
-    model = SpineTask().model()
+    model = NoisyTask().model()
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
 
 
@@ -75,8 +75,8 @@ def test_a_finished_run_that_is_started_again_only_says_so(tmp_path: Path):
 
 
 def test_the_best_checkpoint_is_made_when_it_is_measured_and_kept(tmp_path: Path):
-    keeping = {"keep": 1, "every": {"epochs": 100}, "best": {"metric": "loss", "mode": "max"}}
-    chosen = recipe(train={"epochs": 6}, checkpoint=keeping)  # the loss falls: the first is the "best"
+    section = {"keep": 1, "every": {"epochs": 100}, "best": {"metric": "loss", "mode": "max"}}
+    chosen = recipe(train={"epochs": 6}, checkpoint=section)  # the loss falls: the first is the "best"
     assert run_worker(order(tmp_path, chosen)).status == "FINISHED"
     measured = [line for line in kinds(tmp_path, "evaluation") if line["split"] == "validation"]
     best = max(measured, key=lambda line: line["metrics"]["loss"])
@@ -95,11 +95,11 @@ def test_the_best_checkpoint_is_made_when_it_is_measured_and_kept(tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("chosen", [SHORT, FAST], ids=["exact", "fast"])
-def test_trouble_on_one_worker_stops_all_with_its_reason(
-    crew: Crew, tmp_path: Path, chosen, how: str, reason: str
+def test_a_failure_on_one_worker_stops_all_with_its_reason(
+    process_group: ProcessGroup, tmp_path: Path, chosen, how: str, reason: str
 ):
     broken = order(tmp_path, chosen, functools.partial(BrokenTask, how))
-    outcomes: list[Outcome] = crew.run(2, run_worker, broken)
+    outcomes: list[Outcome] = process_group.run(2, run_worker, broken)
     assert {outcome.status for outcome in outcomes} == {"FAILED"}
     assert all(reason in (outcome.reason or "") for outcome in outcomes)
     (end,) = kinds(tmp_path, "end")
@@ -168,7 +168,7 @@ def test_an_interrupted_run_is_marked_and_goes_on(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
-class Spoiling(SpineTask):
+class Spoiling(NoisyTask):
     """One example turns the loss into NaN, but only while a file says so: as a passing fault would."""
 
     def __init__(self, switch: str):
@@ -190,8 +190,10 @@ def spoilt(folder: Path, guard: dict[str, Any], **changes: Any) -> RunSpec:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_guard_that_skips_leaves_updates_out_up_to_its_limit(crew: Crew, tmp_path: Path, workers: int):
-    outcome, *_ = crew.run(workers, run_worker, spoilt(tmp_path, {"policy": "skip", "most": 50}))
+def test_a_guard_that_skips_leaves_updates_out_up_to_its_limit(
+    process_group: ProcessGroup, tmp_path: Path, workers: int
+):
+    outcome, *_ = process_group.run(workers, run_worker, spoilt(tmp_path, {"policy": "skip", "most": 50}))
     assert outcome.status == "FINISHED"
     losses = [line["loss"] for line in kinds(tmp_path, "step")]
     assert np.isnan(losses).any()
@@ -225,11 +227,11 @@ def test_a_guard_that_rolls_back_lowers_the_rate_from_the_checkpoint_on(tmp_path
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_run_ends_at_its_target(crew: Crew, tmp_path: Path, workers: int):
+def test_a_run_ends_at_its_target(process_group: ProcessGroup, tmp_path: Path, workers: int):
     chosen = recipe(
         train={"epochs": 40, "target": {"metric": "loss", "at_most": 1.55}}, eval={"every": {"steps": 2}}
     )
-    outcome, *_ = crew.run(workers, run_worker, order(tmp_path, chosen))
+    outcome, *_ = process_group.run(workers, run_worker, order(tmp_path, chosen))
     assert outcome.status == "FINISHED"
     (target,) = kinds(tmp_path, "target")
     validations = [line for line in kinds(tmp_path, "evaluation") if line["split"] == "validation"]
@@ -249,9 +251,11 @@ def test_a_target_that_the_task_does_not_measure_is_refused_with_what_it_does(tm
 
 
 @pytest.mark.parametrize(("budget", "what"), [({"fresh": 200}, "200 fresh"), ({"minutes": 1e-6}, "minutes")])
-def test_a_run_ends_when_a_budget_is_spent(crew: Crew, tmp_path: Path, budget: dict[str, float], what: str):
+def test_a_run_ends_when_a_budget_is_spent(
+    process_group: ProcessGroup, tmp_path: Path, budget: dict[str, float], what: str
+):
     chosen = recipe(train={"epochs": 40, "budget": budget})
-    outcomes = crew.run(2, run_worker, order(tmp_path, chosen))
+    outcomes = process_group.run(2, run_worker, order(tmp_path, chosen))
     assert {outcome.status for outcome in outcomes} == {"FINISHED"}
     (stop,) = kinds(tmp_path, "stop")
     assert what in stop["reason"]
@@ -292,7 +296,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
         order(tmp_path, recipe(init={"from": "nowhere"}, checkpoint={"dir": str(tmp_path)}))
 
 
-class SlowUpstream(SpineTask):
+class SlowUpstream(NoisyTask):
     """Preparing takes longer than training on it."""
 
     def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
@@ -306,11 +310,13 @@ class SlowUpstream(SpineTask):
 AUTO = {"factor": "auto", "cap": 3, "capacity": 320}
 
 
-def test_the_automatic_factor_follows_the_speeds_and_a_replay_follows_the_journal(crew: Crew, tmp_path: Path):
+def test_the_automatic_factor_follows_the_speeds_and_a_replay_follows_the_journal(
+    process_group: ProcessGroup, tmp_path: Path
+):
     chosen = recipe(echo=AUTO, train={"epochs": 16}, checkpoint={"every": {"steps": 20}})
     first = tmp_path / "first"
     first.mkdir()
-    outcome, *_ = crew.run(1, run_worker, order(first, chosen, SlowUpstream))
+    outcome, *_ = process_group.run(1, run_worker, order(first, chosen, SlowUpstream))
     assert outcome.status == "FINISHED"
     decisions = [line for line in kinds(first, "decision") if line["what"] == "echo_factor"]
     assert decisions
@@ -324,7 +330,7 @@ def test_the_automatic_factor_follows_the_speeds_and_a_replay_follows_the_journa
     lines = (first / "journal.jsonl").read_text().splitlines(keepends=True)
     (replay / "journal.jsonl").write_text("".join(line for line in lines if '"decision"' in line))
     until = max(line["position"] for line in decisions)
-    crew.run(2, run_worker, order(replay, chosen, SpineTask))
+    process_group.run(2, run_worker, order(replay, chosen, NoisyTask))
     served = [
         {
             line["step"]: (line["fresh"], line["loss"])
@@ -345,19 +351,21 @@ def test_what_is_echoed_may_be_augmented_examples_or_whole_micro_batches(tmp_pat
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_examples_may_be_left_out_and_are_told_once(crew: Crew, tmp_path: Path, workers: int):
+def test_bad_examples_may_be_left_out_and_are_told_once(
+    process_group: ProcessGroup, tmp_path: Path, workers: int
+):
     chosen = recipe(
-        task={"use": "tests.trainer.reproducibility:SpineTask", "skip_bad": 3}, train={"epochs": 4}
+        task={"use": "tests.trainer.reproducibility:NoisyTask", "skip_bad": 3}, train={"epochs": 4}
     )
     broken = order(tmp_path, chosen, functools.partial(BrokenTask, "unreadable"))
-    outcome, *_ = crew.run(workers, run_worker, broken)
+    outcome, *_ = process_group.run(workers, run_worker, broken)
     assert outcome.status == "FINISHED"
     (skipped,) = [line for line in kinds(tmp_path, "skipped") if line["split"] == "train"]
     assert skipped["index"] == 50
     assert "a corrupted image" in skipped["reason"]
 
 
-class MostlyBroken(SpineTask):
+class MostlyBroken(NoisyTask):
     """Every fifth example cannot be prepared."""
 
     def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
@@ -366,9 +374,9 @@ class MostlyBroken(SpineTask):
         return super().prepare(example, draw)
 
 
-def test_too_many_bad_examples_stop_the_run_on_all_workers(crew: Crew, tmp_path: Path):
-    chosen = recipe(task={"use": "tests.trainer.reproducibility:SpineTask", "skip_bad": 3})
-    outcomes = crew.run(2, run_worker, order(tmp_path, chosen, MostlyBroken))
+def test_too_many_bad_examples_stop_the_run_on_all_workers(process_group: ProcessGroup, tmp_path: Path):
+    chosen = recipe(task={"use": "tests.trainer.reproducibility:NoisyTask", "skip_bad": 3})
+    outcomes = process_group.run(2, run_worker, order(tmp_path, chosen, MostlyBroken))
     assert {outcome.status for outcome in outcomes} == {"FAILED"}
     assert all("task.skip_bad allows 3" in str(outcome.reason) for outcome in outcomes)
 
@@ -383,7 +391,7 @@ def test_a_multiplied_learning_rate_moves_its_parameters_so_much_further(tmp_pat
         assert run_worker(order(folder, one_step)).status == "FINISHED"
         moved.append(load_file(folder / "model.safetensors"))
     torch.manual_seed(3)
-    start = SpineTask().model().state_dict()
+    start = NoisyTask().model().state_dict()
     distances = {name: [model[name] - start[name] for model in moved] for name in ("0.weight", "4.weight")}
     assert torch.equal(*distances["0.weight"])
     torch.testing.assert_close(3 * distances["4.weight"][0], distances["4.weight"][1], rtol=1e-3, atol=1e-7)

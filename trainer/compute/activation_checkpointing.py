@@ -35,7 +35,7 @@ class _CheckpointedBlock(nn.Module):
 
 def blocks(model: nn.Module, wanted: bool | Sequence[str]) -> list[str]:
     """Names of the blocks that `run.recompute` asks for: those that match its patterns; with true, the
-    members of lists and sequences of the model that have others of their class beside them, and parts.
+    members of lists and sequences of the model that have siblings of their class, and parts.
     Blocks within blocks are left out.
     """
     names = [name for name, _ in model.named_modules() if name]

@@ -9,7 +9,7 @@ from trainer.distributed.group import WorkerGroup
 
 
 class FixedPointSum:
-    """A sum of float vectors in integers, the same whatever the order of the additions.
+    """A sum of float vectors in integers, the same for any order of the additions.
 
     Two int64 per element hold multiples of 2^-20 and the rest in multiples of 2^-60: float32 gradients keep
     all their digits from about 1e-11 up. Of `summands` vectors each element may reach 2^42 / summands in

@@ -86,24 +86,24 @@ class WorkerGroup:
         """What is done here may fail on one worker alone. If it does, all of them raise RunFailed with its
         reason, and none is left waiting for one that is gone.
         """
-        trouble = None
+        failure = None
         try:
             yield
         except Exception as error:
-            trouble = error
-        reason = self.first_failure(trouble)
+            failure = error
+        reason = self.first_failure(failure)
         if reason is not None:
-            raise RunFailed(f"{what}: {reason}") from trouble
+            raise RunFailed(f"{what}: {reason}") from failure
 
-    def first_failure(self, trouble: Exception | None) -> str | None:
-        """The first worker's trouble, in words, on every worker; None if nobody has any."""
-        reason = None if trouble is None else _words(trouble)
+    def first_failure(self, failure: Exception | None) -> str | None:
+        """The first worker's failure as text, on every worker; None if nobody has any."""
+        reason = None if failure is None else _text(failure)
         return next((told for told in self.all_gather(reason) if told is not None), None)
 
 
-def _words(trouble: Exception) -> str:
-    speaks_for_itself = isinstance(trouble, DataError | UserError | RunFailed)
-    return str(trouble) if speaks_for_itself else f"{type(trouble).__name__}: {trouble}"
+def _text(failure: Exception) -> str:
+    speaks_for_itself = isinstance(failure, DataError | UserError | RunFailed)
+    return str(failure) if speaks_for_itself else f"{type(failure).__name__}: {failure}"
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

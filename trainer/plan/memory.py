@@ -39,10 +39,10 @@ def _memory(plan: Plan, task: Task) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    keeping, averages = plan.recipe.checkpoint, 1 if plan.recipe.train.average else 0
+    section, averages = plan.recipe.checkpoint, 1 if plan.recipe.train.average else 0
     each = 4 * plan.parameters * (1 + averages) + plan.state_bytes
-    kept = keeping.keep + (keeping.best.keep if keeping.best else 0)
-    free = shutil.disk_usage(_existing(Path(keeping.dir))).free
+    kept = section.keep + (section.best.keep if section.best else 0)
+    free = shutil.disk_usage(_existing(Path(section.dir))).free
     counted = f"{kept} checkpoints of {in_bytes(each)} and one being written"
     return f"{in_bytes((kept + 1) * each)} = {counted}; {in_bytes(free)} are free"
 
@@ -51,7 +51,7 @@ def activation_bytes(plan: Plan, task: Task) -> int:
     """Bytes that the forward pass of one micro-batch keeps for the backward pass, counted once per storage.
 
     The model is made and run on tensors without numbers: neither memory nor time is spent on it. Raises
-    whatever the task raises on them.
+    what the task raises on them.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

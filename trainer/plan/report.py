@@ -30,10 +30,10 @@ def _model(plan: Plan) -> list[Row]:
 
 def _batch(plan: Plan) -> list[Row]:
     batch, workers = plan.recipe.batch, plan.recipe.run.workers
-    pieces = f"{plan.micro_batches} micro-batches of {batch.micro}, dealt to {batch.lanes} lanes"
+    parts = f"{plan.micro_batches} micro-batches of {batch.micro} from {batch.lanes} lanes"
     busiest = "" if batch.growth else f"; the busiest computes {plan.busiest_worker():.0%} of each step"
     rows = [
-        ("batch", f"{batch.size:,} = {pieces}"),
+        ("batch", f"{batch.size:,} = {parts}"),
         ("workers", f"{workers} of at most {plan.largest_workers}{busiest}"),
     ]
     if batch.growth:
@@ -100,7 +100,7 @@ def _computation(plan: Plan) -> list[Row]:
         f"activations of {len(blocks)} blocks recomputed ({', '.join(_few(blocks))})": bool(blocks),
     }
     said = [way for way, is_so in ways.items() if is_so]
-    return [("passes", ", ".join(said))] if said else []
+    return [("computation", ", ".join(said))] if said else []
 
 
 def _few(items: Sequence[str]) -> Sequence[str]:

@@ -22,7 +22,7 @@ class CheckpointSection(Section):
 
     every: SavingInterval = Field(default=SavingInterval(minutes=1), description="how often")
     keep: Count = Field(default=3, description="how many of the newest are kept")
-    best: Best | None = Field(default=None, description="which are kept beside the newest; null: none")
+    best: Best | None = Field(default=None, description="which are kept besides the newest; null: none")
     dir: str = Field(
         default="runs", description="local folder that the runs' folders are made in", min_length=1
     )

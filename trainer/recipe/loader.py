@@ -1,4 +1,4 @@
-"""The door: reads a recipe from YAML and refuses all of its mistakes at once, each with its line.
+"""Reads a recipe from YAML and refuses all of its mistakes at once, each with its line.
 
 The loader reads YAML 1.2's plain values: `3e-4` is a number, `on` and `1:30` are strings. Keys are strings,
 and a key given twice is refused. pydantic checks types and ranges (`trainer.recipe.schema`), `optim` the
@@ -16,8 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from trainer.errors import Problem, RecipeError, UserError
-from trainer.recipe import hyperparameters
-from trainer.recipe import messages as wording
+from trainer.recipe import hyperparameters, messages
 from trainer.recipe.durations import SavingInterval
 from trainer.recipe.schema import CONTRADICTIONS, SECTIONS, Contradiction, Recipe
 
@@ -133,7 +132,7 @@ class _Draft:
         try:
             recipe = Recipe.model_validate(self.values)
         except ValidationError as error:
-            self.note(wording.contradictions(error.errors()))
+            self.note(messages.contradictions(error.errors()))
         self.note(self.contradictions())
         if self.problems:
             raise RecipeError(sorted(self.problems, key=lambda problem: problem.line or 0))
@@ -206,7 +205,7 @@ def _compose(text: str, file: str) -> yaml.Node | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every string that this door or YAML 1.1 would read as something else."""
+    """Quotes every string that this loader or YAML 1.1 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """Plain or quoted as PyYAML chooses, but escaped where it would lose a line break of Unicode's."""

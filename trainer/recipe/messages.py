@@ -1,4 +1,4 @@
-"""pydantic's errors in the door's words: the key as it was written, what is wrong, what would be right."""
+"""pydantic's errors as our messages: the key as it was written, what is wrong, what would be right."""
 
 import difflib
 import json

@@ -65,7 +65,7 @@ class InitSection(Section):
 
 
 class ShuffleSection(Section):
-    """How each pass orders the training rows: one by one, or in blocks where rows are dear to read alone."""
+    """How each pass orders the training rows: one by one, or in blocks where single rows are slow to read."""
 
     block: Count = Field(
         default=1, description="rows that stay near each other, as in a row group; 1: none do"
@@ -74,12 +74,13 @@ class ShuffleSection(Section):
 
 
 class BatchSection(Section):
-    """The global batch, and the pieces that it is computed in on any number of workers."""
+    """The global batch, and the micro-batches that it is computed in on any number of workers."""
 
     size: Count = Field(description="examples per update of the weights, over all workers")
     micro: Count = Field(description="examples per micro-batch; divides `size`")
     lanes: Count = Field(
-        default=48, description="streams that the data is dealt to; the most workers that can share them"
+        default=48,
+        description="logical data shards, each served by one worker; the most workers there can be",
     )
     shuffle: ShuffleSection = Field(
         default=ShuffleSection(), description="how each pass orders the training rows"
@@ -279,7 +280,7 @@ class Recipe(Section):
     seed: Natural = Field(default=0, description="seed of weights, data order and random draws")
     task: TaskSection = Field(description="the model, its data and its loss")
     init: InitSection = Field(default=InitSection(), description="where the weights start")
-    batch: BatchSection = Field(description="the global batch and its pieces")
+    batch: BatchSection = Field(description="the global batch and its micro-batches")
     optimizer: OptimizerSection = Field(description="the update rule")
     schedule: ScheduleSection = Field(default=ScheduleSection(), description="the learning rate over the run")
     echo: EchoSection = Field(default=EchoSection(), description="serving examples more than once")

@@ -14,7 +14,7 @@ class Guard(Section):
         default="stop",
         description="stop: end the run; skip: leave the update out; roll_back: to the last checkpoint",
     )
-    most: Count = Field(default=3, description="skips or roll-backs before the run stops all the same")
+    most: Count = Field(default=3, description="skips or roll-backs before the run stops")
     rate_factor: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="what each roll-back multiplies the learning rate by from there on"
     )
@@ -78,7 +78,7 @@ class TrainSection(Interval):
         "weights and their gradients stay fp32",
     )
     average: ExponentialAverage | StochasticAverage | None = Field(
-        default=None, discriminator="kind", description="average of the weights, evaluated beside them"
+        default=None, discriminator="kind", description="average of the weights, evaluated as well"
     )
     target: Target | None = Field(default=None, description="stop when a metric is reached")
     budget: Budget = Field(default=Budget(), description="stop early")

@@ -1,4 +1,4 @@
-"""Checkpoints: complete, atomic, checksummed, written beside the loop, and loadable on any number of workers.
+"""Checkpoints: complete, atomic, checksummed, written in the background, for any number of workers.
 
 A checkpoint is a folder `step-00000042` with the state (`state.pt`, tensors and plain values only) and a
 manifest naming its size, its SHA-256, and what is known of it. It is written under another name, flushed to
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder: the newest `keep`, and the `best` ones beside them.
+    """The checkpoints of one run, in a folder: the newest `keep`, and the `best` ones.
 
     One process writes (rank 0); any may read.
     """

@@ -1,6 +1,6 @@
 """The journal of a run: one JSON object per line in `journal.jsonl`, append-only.
 
-Rank 0 writes it; whoever wants to see the run (the screen, the MLflow writer, a resumed run) follows the
+Rank 0 writes it; who wants to see the run (the screen, the MLflow writer, a resumed run) follows the
 file. So training never waits for an onlooker, and an onlooker that was away misses nothing.
 
 Every line has `kind` and `time` (Unix seconds) and the fields of its kind (docs/tracking.md lists them).
