@@ -139,8 +139,8 @@ class _Progress:
         self.rich, self.total_examples = rich, total_examples
         self.recent: deque[tuple[float, int]] = deque()
         self.printed_at = 0.0
-        share = TextColumn("{task.percentage:3.0f}%")
-        self.bar = _live(rich, BarColumn(None), share, TextColumn("{task.description}"))
+        done = TextColumn("{task.percentage:3.0f}%")
+        self.bar = _live(rich, BarColumn(None), done, TextColumn("{task.description}"))
         self.task = self.bar.add_task("", total=total_examples)
 
     def show(self, line: Line) -> None:
@@ -151,8 +151,8 @@ class _Progress:
             self.bar.update(self.task, completed=line["examples"], description=self._text(line))
         elif line["time"] - self.printed_at >= PLAIN_INTERVAL_S or line["examples"] >= self.total_examples:
             self.printed_at = line["time"]
-            share = line["examples"] / self.total_examples
-            self.rich.print(f"{share:6.1%}  step {line['step']:,}  {self._text(line)}", markup=False)
+            done = line["examples"] / self.total_examples
+            self.rich.print(f"{done:6.1%}  step {line['step']:,}  {self._text(line)}", markup=False)
 
     def close(self) -> None:
         """Take the bar away."""

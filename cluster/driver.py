@@ -75,8 +75,8 @@ class LaunchContext:
         return self.spec.plan.recipe
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """A stage of the start: waited for on the screen, then noted with the time that it took."""
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the start: waited for on the screen, then noted with the time that it took."""
         began_at = time.monotonic()
         with self.console.waiting(name):
             yield

@@ -49,7 +49,7 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
     _make_importable(Path.cwd())
     settings = context.recipe.run
     try:
-        with context.stage("Ray"):
+        with context.phase("Ray"):
             _start(
                 address="local",
                 num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
@@ -67,7 +67,7 @@ def _existing_cluster(context: LaunchContext, address: str) -> Iterator[None]:
     """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     try:
-        with context.stage(f"Ray at {address}"):
+        with context.phase(f"Ray at {address}"):
             _start(address=address, runtime_env=None if in_job() else code_for_workers())
         yield
     finally:

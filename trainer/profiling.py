@@ -41,7 +41,7 @@ def profiled(steps: Iterator[Step], count: int, folder: Path) -> Iterator[Step]:
 
 
 def breakdown(steps: list[Step]) -> list[str]:
-    """A table: what the mean of some steps was spent on, in milliseconds and as a share."""
+    """A table: what the mean of some steps was spent on, in milliseconds and in percent."""
     means = {name: sum(step.seconds[name] for step in steps) / len(steps) for name in steps[0].seconds}
     whole = sum(means.values())
     rows = [f"{name:<14}{1000 * seconds:>10.3f} ms{seconds / whole:>8.1%}" for name, seconds in means.items()]

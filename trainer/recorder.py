@@ -55,8 +55,8 @@ class Recorder:
             self.journal.write(kind, **fields)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Note how long a stage of the start took."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how long a phase of the start took."""
         started = time.monotonic()
         yield
         self.write("stage", name=name, seconds=time.monotonic() - started)

@@ -79,7 +79,7 @@ def _train(
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
     while True:
-        with recorder.stage("model and optimizer"):
+        with recorder.phase("model and optimizer"):
             state, decisions = recorder.resume()
             training = build(plan, task, group, preparer, state, decisions)
         recorder.write("start", **_circumstances(training))

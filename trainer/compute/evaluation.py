@@ -1,4 +1,4 @@
-"""Metrics over a whole split, its examples shared out over the workers, each counted exactly once."""
+"""Metrics over a whole split, its examples divided among the workers, each counted exactly once."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def lines(plan: Plan, width: int = 80, height: int = 8) -> list[str]:
 
 
 def _bars(values: Sequence[float], height: int) -> list[str]:
-    """One column per value, as high as its share of the largest; the top row first."""
+    """One column per value, as high as its fraction of the largest; the top row first."""
     scale = 8 * height / (max(values) or 1.0)
     eighths = [round(value * scale) for value in values]
     rows = range(height - 1, -1, -1)

@@ -41,7 +41,7 @@ def _batch(plan: Plan) -> list[Row]:
             f"{stage.batch_size:,} from {stage.start:,} on ({plan.busiest_worker(stage.batch_size):.0%})"
             for stage in plan.stages.stages
         ]
-        rows.append(("batch growth", f"{', '.join(_few(stages))}; the share is the busiest worker's"))
+        rows.append(("batch growth", f"{', '.join(_few(stages))}: of each step, by the busiest worker"))
     return rows
 
 
@@ -75,7 +75,7 @@ def _data(plan: Plan) -> list[Row]:
         ("data", ", ".join(f"{plan.examples[split]:,} {split}" for split in SPLITS)),
         ("order", _order(plan)),
         ("fresh examples", f"{most}{plan.fresh_examples:,} ({passes:.4g} passes over the training data)"),
-        ("stages", " → ".join(path)),
+        ("pipeline", " → ".join(path)),
     ]
 
 

@@ -225,7 +225,7 @@ class PoolSection(Section):
 class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
-    workers: Count = Field(default=1, description="workers that share each batch")
+    workers: Count = Field(default=1, description="workers that each batch is divided among")
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
         default="ddp", description="how the model is spread: each worker holds the whole"

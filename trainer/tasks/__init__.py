@@ -1,1 +1,1 @@
-"""Tasks that ship with Lockstep, each a model, its data and its loss."""
+"""Which tasks ship with Lockstep? Each is a model, its data and its loss."""

@@ -30,14 +30,14 @@ class Cifar10:
     Args:
         path: folder or fsspec address with train-*.parquet and test-*.parquet, columns `img` and `label`.
         width: channels of the first convolution; the others have two and four times as many.
-        label_smoothing: share of each label that is spread over all classes.
+        label_smoothing: fraction of each label that is spread over all classes.
     """
 
     def __init__(self, path: str, width: int = 32, label_smoothing: float = 0.0) -> None:
         if width < 1:
             raise ValueError(f"width is {width}; give 1 or more")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; give a share from 0 to less than 1")
+            raise ValueError(f"label_smoothing is {label_smoothing}; give a fraction from 0 to less than 1")
         self.path, self.width, self.label_smoothing = path, width, label_smoothing
 
     def model(self) -> nn.Module:

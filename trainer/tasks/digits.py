@@ -29,14 +29,14 @@ class Digits:
 
     Args:
         hidden: units of the hidden layer.
-        label_smoothing: share of each label that is spread over all classes.
+        label_smoothing: fraction of each label that is spread over all classes.
     """
 
     def __init__(self, hidden: int = 128, label_smoothing: float = 0.0) -> None:
         if hidden < 1:
             raise ValueError(f"hidden is {hidden}; give 1 or more")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; give a share from 0 to less than 1")
+            raise ValueError(f"label_smoothing is {label_smoothing}; give a fraction from 0 to less than 1")
         self.hidden, self.label_smoothing = hidden, label_smoothing
 
     def model(self) -> nn.Module:

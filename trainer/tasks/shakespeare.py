@@ -33,7 +33,7 @@ class Shakespeare:
         context: bytes that the model sees.
         width: of the residual stream.
         layers, heads: of the Transformer.
-        dropout: share of activations dropped.
+        dropout: fraction of activations dropped.
         stride: bytes between the beginnings of training windows.
     """
 
