@@ -3,8 +3,7 @@
 Every (seed, stage, pass, index, echo) has a SplitMix64 stream of its own and each call takes its next
 numbers, so a draw does not depend on the process, the micro-batch or the device. Integers and uniforms have
 the same bits in NumPy and in torch on CPU and CUDA. Normals are computed with float64 logarithms and cosines
-and then
-rounded to float32: libraries that differ in the last bit of float64 disagree in about one of 10^8 of them.
+and then rounded to float32: libraries that differ in the last bit of float64 disagree in about one of 10^8.
 """
 
 from __future__ import annotations

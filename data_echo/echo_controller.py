@@ -20,8 +20,7 @@ class FactorController:
         least: below this R the factor is 1.
         tolerance: the relative distance of R from the factor in force beyond which another is proposed.
         window: measurements in the median; a proposal needs more than half of them, all taken since the last
-        one,
-            since a change costs the time in which the buffer refills.
+            proposal, since a change costs the time in which the buffer refills.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ _LEAST_DEPTH = 8  # requests
 class EchoLoader:
     """Micro-batches of some lanes of a schedule, from any position on.
 
-    The buffer is a cache: a loader that starts in the middle reads the examples that still echo again.
+    The buffer is a cache: a loader that starts in the middle reads again what still echoes.
 
     Args:
         schedule: what to serve.
@@ -39,8 +39,7 @@ class EchoLoader:
         device: the device of the micro-batches.
         seed: the seed of the draws after the echo.
         depth: the most pending requests: the bound on work and memory ahead of need. None: two for each of
-        the
-            preparer's processes, and at least eight.
+            the preparer's processes, and at least eight.
         fresh_augment: whether each copy of an example is augmented anew (echo before augmentation) or all
             alike (after it).
         on_host: keep waiting examples in the host's memory, where the device's is too small for the capacity.
@@ -133,7 +132,7 @@ class EchoLoader:
             "held": self._buffer.held,
             "buffer_bytes": self._buffer.bytes,
             "age": float(ages.mean()),
-            "orders": self._pending,
+            "orders": self._pending,  # named like its metric, train/echo/orders
             "received_bytes": self._buffer.bytes_received,
             "waited_s": self.waited_s,
             "processes": self._preparer.processes,

@@ -41,7 +41,7 @@ def shuffled(keys: Ints, n: int) -> Ints:
 
 
 def permuted(place: Ints, n: int | Ints, keys: Ints, rounds: int = 10) -> Ints:
-    """Images of places under a keyed bijection of [0, n): int64 [...], without building a permutation.
+    """Values of a keyed bijection of [0, n) at some places: int64 [...], without building a permutation.
 
     A Feistel network over the grid a x b, a = ceil(sqrt n), b = ceil(n / a), whose halves are added modulo a
     and b, with cycle walking for the places of the grid beyond n, fewer than a (Black and Rogaway 2002,

@@ -31,7 +31,7 @@ class ShuffledOrder:
         window: blocks per window.
 
     Raises:
-        DataError: one of them is below 1.
+        DataError: `examples`, `lanes`, `block` or `window` is below 1.
     """
 
     def __init__(self, examples: int, lanes: int, seed: int, *, block: int = 1, window: int = 16) -> None:

@@ -146,7 +146,7 @@ class Schedule:
         in force is replaced.
 
         Raises:
-            DataError: the capacity or `max_age` is too small for the factor, or it is below 1.
+            DataError: the factor is below 1, or the capacity or `max_age` is too small for it.
         """
         current = self._segments[-1]
         step = max(-(-position // self.lanes), current.lane_step)

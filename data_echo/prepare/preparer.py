@@ -92,7 +92,7 @@ class PrepareWorker:
     """Prepares the examples of requests in its own process; every preparer uses it.
 
     Args:
-        make_task: gives the task; called with the first request.
+        make_task: makes the task; called with the first request.
         seed: the draws' seed.
         skip_bad: replace an example that fails by the next good one of the source and report its error in the
             result, instead of raising it.

@@ -28,7 +28,7 @@ class _PendingRequest:
 
 
 class ProcessPreparer:
-    """PreparingTask examples in processes; one that dies is replaced and its requests are repeated.
+    """Prepares examples in processes; one that dies is replaced and its requests are repeated.
 
     Args:
         make_task: makes the task in each process; picklable.

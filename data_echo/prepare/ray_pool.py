@@ -91,9 +91,10 @@ def start_pool(
     """Start actors, spread over the nodes; returns their handles, which can be sent to workers.
 
     Args:
-        make_task: makes the task in each actor; picklable. seed, skip_bad: see `PrepareWorker`. size: how
-        many. options: options of Ray's actors; by default one CPU each, restarts and repeated requests
-        without limit.
+        make_task: makes the task in each actor; picklable.
+        seed, skip_bad: see `PrepareWorker`.
+        size: how many.
+        options: of Ray's actors; by default one CPU each, restarts and repeated requests without limit.
 
     Raises:
         DataError: the size is below 1.
@@ -116,7 +117,7 @@ class _PendingRequest:
 
 
 class PoolPreparer:
-    """PreparingTask examples in a pool's actors.
+    """Prepares examples in a pool's actors.
 
     Args:
         actors: handles from `start_pool`; several workers may share them.

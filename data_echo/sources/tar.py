@@ -25,8 +25,7 @@ class TarSource:
         files: a folder, a pattern (`data/train-*.tar`), a file, or several; local paths or fsspec addresses.
             Not compressed: random access needs plain tar.
         cache_bytes: the most bytes fetched from an address that are kept in memory. For shards much larger
-        than
-            that, shuffle blocks of rows (`batch.shuffle` in a recipe).
+            than that, shuffle blocks of rows (`batch.shuffle` in a recipe).
 
     Raises:
         DataError: there is no such file, or it is not a plain tar.

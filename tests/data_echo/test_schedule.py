@@ -284,10 +284,10 @@ def test_the_order_can_be_read() -> None:
         served = schedule.micro_batch(j)
         head, examples = line.split(": ")
         assert head == f"{j} lane {j % 2}"
-        for text, passed, index, echo in zip(
+        for text, pass_number, index, echo in zip(
             examples.split(), served.pass_number, served.index, served.echo, strict=True
         ):
-            assert text == f"{passed}:{index}" + (f"+{echo}" if echo else "")
+            assert text == f"{pass_number}:{index}" + (f"+{echo}" if echo else "")
     assert list(order_lines(schedule, 3, first=5)) == lines[5:]
 
 
