@@ -122,7 +122,8 @@ def test_actors_make_the_same_arrays(cluster: Any) -> None:
 def test_killed_actors_are_restarted_and_their_requests_repeated(cluster: Any) -> None:
     from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
-    preparer = PoolPreparer(start_pool(Task, 7, 2))
+    # Each example takes a while: otherwise all requests may be done before the first kill.
+    preparer = PoolPreparer(start_pool(partial(Task, pause_s=0.002), 7, 2))
     processes = assert_same_arrays(preparer, requests(20), lambda alive: _kill(alive[-1]))
     assert len(processes) > 2
 
