@@ -241,9 +241,7 @@ def test_age_is_bounded() -> None:
     free, bound = Schedule(9000, 2, 4, 2.5, 512), Schedule(9000, 2, 4, 2.5, 512, max_age=600)
 
     def oldest(schedule: Schedule) -> int:
-        ages = [
-            lane_steps[-1][0] - lane_steps[0][0] for lane_steps in copies_of_lane(schedule, 0, 800).values()
-        ]
+        ages = [copies[-1][0] - copies[0][0] for copies in copies_of_lane(schedule, 0, 800).values()]
         return max(ages) * schedule.lanes * schedule.micro
 
     assert oldest(bound) <= 600 < oldest(free)
@@ -253,8 +251,8 @@ def test_age_is_bounded() -> None:
 
 def test_echoes_are_shuffled() -> None:
     schedule = Schedule(50_000, 1, 64, 2, 1024)
-    lane_steps = copies_of_lane(schedule, 0, 200)
-    waits = np.array([seen[1][0] - seen[0][0] for seen in lane_steps.values() if len(seen) == 2])
+    lists = copies_of_lane(schedule, 0, 200).values()
+    waits = np.array([copies[1][0] - copies[0][0] for copies in lists if len(copies) == 2])
     assert waits.std() > 5  # blocks of 16 micro-batches: a copy comes anywhere in the next period of 32
     neighbours = schedule.micro_batch(150)
     repeated = neighbours.fresh[neighbours.echo == 1]
