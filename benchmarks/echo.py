@@ -2,18 +2,18 @@
 
     python benchmarks/echo.py path/to/cifar10 [--clock wall] [--seeds 0 1 2] [--plot docs/echo.png]
 
-Every example is decoded by Pillow, cleaned by a median filter, refused if a second one still changes much,
-and shrunk to 8 x 8; a perceptron learns from them with SGD and momentum until its validation loss reaches the
-target, in at most one pass over the data. The rate is halved while the factor is 3 or more, for every arm
-alike. Two clocks:
+Every example is decoded by Pillow, cleaned by a median filter, refused if a second filter still changes it
+much, and shrunk to 8 x 8; a perceptron learns from them with SGD and momentum until its validation loss
+reaches the target, in at most one pass over the data. The rate is halved while the factor is 3 or more, for
+every arm alike. Two clocks:
 
 * virtual: an example costs R = 4 upstream and 1 downstream, side by side; the pipeline's time follows from
   which examples are fresh. Counts are exact and the machine's load does not matter.
 * wall: a pool of one Ray actor and the training process, which also measures the validation loss, each on a
-  core of its own. Beside the seconds stands what the virtual clock makes of the R measured in that run.
+  core of its own. The seconds are shown with those of the virtual clock for the R measured in that run.
 
-With `--results FILE` every run is kept in that file, and one that is there is not made again: so the runs can
-be made in parts (`--arms`, `--seeds`), and a last call prints the tables of them all.
+With `--results FILE` every run is kept in that file and not repeated: so the runs can be made in parts
+(`--arms`, `--seeds`), and a last call prints the tables of all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from data_echo import (
     Schedule,
 )
 from data_echo.augment import flip, normalise
-from data_echo.prepare.preparer import Workbench
+from data_echo.prepare.preparer import PrepareWorker
 
 BATCH = 64
 CAPACITY = 4096
@@ -60,7 +60,7 @@ EXAMPLES, VALIDATION = 50_000, 2000
 
 
 class Pictures:
-    """Small clean pictures; preparing one costs more than learning from it."""
+    """Task of small clean pictures; preparing one costs more than learning from it."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -80,39 +80,39 @@ class Pictures:
         return {"image": small, "label": example["label"]}
 
 
-class Kept:
+class PreparedPictures:
     """Pictures prepared once, for the virtual clock: the same bytes at no cost."""
 
-    def __init__(self, block: dict[str, np.ndarray]) -> None:
-        self.block = block
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
 
     def source(self, split: str) -> ArraySource:
         """The prepared training examples."""
-        return ArraySource(self.block)
+        return ArraySource(self.arrays)
 
     def prepare(self, example: dict, draw: object) -> dict:
-        """Nothing is left to do."""
+        """The example itself: it is prepared already."""
         return example
 
 
 class Examples:
-    """The prepared examples, and a pool that prepares them; each made when it is first asked for."""
+    """The prepared examples, and a pool that prepares them; each made at its first use."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.workbench = Workbench(partial(Pictures, folder), 0)
+        self.worker = PrepareWorker(partial(Pictures, folder), 0)
 
     @cache  # noqa: B019 (one for the whole process)
-    def training(self) -> Kept:
+    def training(self) -> PreparedPictures:
         """All training examples."""
-        parts = [self._block("train", np.arange(n, n + 1000)) for n in range(0, EXAMPLES, 1000)]
-        return Kept({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        parts = [self._prepared("train", np.arange(n, n + 1000)) for n in range(0, EXAMPLES, 1000)]
+        return PreparedPictures({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     @cache  # noqa: B019
     def validation(self) -> dict[str, Tensor]:
         """The first of the test examples, as the model takes them."""
-        block = self._block("test", np.arange(VALIDATION))
-        tensors = {name: torch.from_numpy(array) for name, array in block.items()}
+        arrays = self._prepared("test", np.arange(VALIDATION))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {"pixels": pixels(tensors["image"]), "label": tensors["label"]}
 
     @cache  # noqa: B019
@@ -129,8 +129,8 @@ class Examples:
         os.sched_setaffinity(0, {cores[0]})
         return actor
 
-    def _block(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
-        return self.workbench.prepare(PrepareRequest(split, np.zeros_like(index), index)).block
+    def _prepared(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
+        return self.worker.prepare(PrepareRequest(split, np.zeros_like(index), index)).arrays
 
 
 def perceptron(seed: int) -> nn.Module:
@@ -148,7 +148,7 @@ def pixels(images: Tensor) -> Tensor:
 
 @dataclass
 class Arm:
-    """How one run is fed: its first factor, and who may change it."""
+    """The settings of one run: its first factor, and the controller that may change it."""
 
     name: str
     factor: float
@@ -180,8 +180,8 @@ class Outcome:
 class Run:
     """One training run, step by step."""
 
-    def __init__(self, arm: Arm, feed: EchoLoader, schedule: Schedule, seed: int) -> None:
-        self.feed = feed
+    def __init__(self, arm: Arm, loader: EchoLoader, schedule: Schedule, seed: int) -> None:
+        self.loader = loader
         self.schedule = schedule
         self.controller = arm.controller() if arm.controller else None
         self.model = perceptron(seed)
@@ -190,7 +190,7 @@ class Run:
 
     def step(self) -> None:
         """Serve a micro-batch and learn from it."""
-        batch, draw = self.feed.micro_batch(self.position)
+        batch, draw = self.loader.micro_batch(self.position)
         halved = self.schedule.factor(self.position) >= 3
         self.optimizer.param_groups[0]["lr"] = RATE / 2 if halved else RATE
         loss = F.cross_entropy(self.model(pixels(flip(batch["image"], draw))), batch["label"])
@@ -200,7 +200,7 @@ class Run:
         self.position += 1
 
     def decide(self, upstream_s: float, downstream_s: float) -> None:
-        """Let the controller, if there is one, change the factor from here on."""
+        """Let the controller, if there is one, change the factor."""
         if self.controller and self.position % DECIDE_EVERY == 0:
             in_force = float(self.schedule.factor(2**40))
             factor = self.controller.propose(upstream_s, downstream_s, in_force)
@@ -227,7 +227,7 @@ def schedule_of(arm: Arm, seed: int) -> Schedule:
 
 
 def clock(schedule: Schedule, steps: int, upstream: float, downstream: float) -> float:
-    """The time of some steps, given an example's: a step begins when what it serves has come."""
+    """The time of some steps, given an example's: a step begins when its examples have arrived."""
     now = 0.0
     for j in range(steps):
         now = max(now, schedule.fresh_served(j + 1) * upstream) + BATCH * downstream
@@ -238,8 +238,8 @@ def virtual(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     """Train on prepared examples; an example costs RATIO upstream and 1 downstream."""
     task, validation = data.training(), data.validation()
     schedule = schedule_of(arm, seed)
-    feed = EchoLoader(schedule, InlinePreparer(task, seed), lanes=range(arm.lanes), seed=seed)
-    run, losses = Run(arm, feed, schedule, seed), []
+    loader = EchoLoader(schedule, InlinePreparer(task, seed), lanes=range(arm.lanes), seed=seed)
+    run, losses = Run(arm, loader, schedule, seed), []
     while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:
         run.step()
         run.decide(RATIO, 1.0)
@@ -257,19 +257,19 @@ def wall(arm: Arm, data: Examples, target: float, seed: int) -> Outcome:
     from data_echo.prepare.ray_pool import PoolPreparer
 
     validation, actor, load = data.validation(), data.actor(), os.getloadavg()[0]
-    ray.get(actor.ready.remote())  # what the run before this one had ordered is done
+    ray.get(actor.ready.remote())  # the requests of the run before this one are done now
     schedule = schedule_of(arm, seed)
-    feed = EchoLoader(schedule, PoolPreparer([actor]), lanes=range(arm.lanes), seed=seed)
-    run, losses = Run(arm, feed, schedule, seed), []
+    loader = EchoLoader(schedule, PoolPreparer([actor]), lanes=range(arm.lanes), seed=seed)
+    run, losses = Run(arm, loader, schedule, seed), []
     began = time.perf_counter()
     while (fresh := schedule.fresh_served(run.position)) < EXAMPLES:
         run.step()
         if run.position % EVALUATE_EVERY == 0:
             losses.append(run.validation_loss(validation))
         elapsed, served = time.perf_counter() - began, run.position * BATCH
-        up, down = feed.upstream_s(), (elapsed - feed.waited_s) / served
+        up, down = loader.upstream_s(), (elapsed - loader.waited_s) / served
         if run.position % EVALUATE_EVERY == 0 and statistics.fmean(losses[-3:]) <= target:
-            modelled, idle = clock(schedule, run.position, up, down), feed.waited_s / elapsed
+            modelled, idle = clock(schedule, run.position, up, down), loader.waited_s / elapsed
             return Outcome(fresh, served, elapsed, up, down, modelled, idle, load)
         run.decide(up, down)
     return Outcome()
@@ -313,7 +313,7 @@ class Results:
                 self.known[tuple(line["run"])] = Outcome(**line["outcome"])
 
     def of(self, run: tuple, make: Callable[[], Outcome]) -> Outcome:
-        """What a run came to, made now unless it is known."""
+        """The outcome of a run, which is made now unless it is known."""
         if run not in self.known:
             self.known[run] = make()
             if self.path:
@@ -385,9 +385,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=1.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", help="only these, by their names in the tables")
-    parser.add_argument(
-        "--results", help="file that runs are kept in; those that are there are not made again"
-    )
+    parser.add_argument("--results", help="file in which runs are kept; those in it are not repeated")
     parser.add_argument("--plot", help="where to save a picture")
     parser.add_argument("--clock", choices=["virtual", "wall", "both"], default="virtual")
     options = parser.parse_args()

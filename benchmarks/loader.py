@@ -3,14 +3,14 @@ process.
 
     python benchmarks/loader.py path/to/cifar10 [--ray-data]
 
-Prints examples per second of each over whole passes (interleaved rounds, median and range), the first batch's
-seconds after Ray is up, the longest gap at a new pass, and the share of its time that a loop waits when the
-pool is twice as fast as the loop.
+Prints examples per second of each over whole passes (interleaved rounds, median and range), the seconds from
+Ray's start to the first batch, the longest gap at a new pass, and the fraction of its time that a loop waits
+when the pool is twice as fast as the loop.
 
 The pool and DataLoader serve each pass in a new random order. Ray Data is measured doing the same
 (`random_shuffle`), shuffling within a buffer as its documentation advises, and reading the files as they lie;
-each in a cluster of one CPU, as the others have one process, and of two, where it reads beside decoding; with
-small blocks, which flow, and with blocks of the default size.
+each in a cluster of one CPU, as the others have one process, and of two, where it reads while it decodes;
+with small blocks, which are streamed, and with blocks of the default size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH = 256
 
 
 class Pictures:
-    """Decoding and nothing else."""
+    """Task that decodes and does nothing else."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Pictures:
 
 
 class WholeBatches(torch.utils.data.Dataset):
-    """What is fastest for a DataLoader: an item is a whole batch."""
+    """Dataset whose items are whole batches, the fastest way to use a DataLoader."""
 
     def __init__(self, folder: str) -> None:
         self.source = Pictures(folder).source("train")
@@ -106,18 +106,18 @@ class LoaderRun:
 
 
 class PoolRun:
-    """The pool with one actor, the feed without echo."""
+    """The pool with one actor, the loader without echo."""
 
     def __init__(self, folder: str, examples: int) -> None:
         self.actors = start_pool(partial(Pictures, folder), 0, 1)
         schedule = Schedule(examples, 8, BATCH, 1)
-        self.feed = EchoLoader(schedule, PoolPreparer(self.actors), lanes=range(8))
+        self.loader = EchoLoader(schedule, PoolPreparer(self.actors), lanes=range(8))
         self.position = 0
         self.processes = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in self.actors])
 
     def next(self) -> None:
         """Take a batch."""
-        self.feed.micro_batch(self.position)
+        self.loader.micro_batch(self.position)
         self.position += 1
 
 
@@ -166,14 +166,14 @@ def intervals(take: Callable[[], None], batches: int) -> np.ndarray:
 
 
 def waiting_share(run: PoolRun, upstream_s: float, batches: int) -> float:
-    """Share of the time that a loop of twice the pool's seconds per batch waits for data."""
+    """Fraction of the time that a loop of twice the pool's seconds per batch waits for data."""
     for _ in range(20):
         run.next()
-    began, waited = time.perf_counter(), run.feed.waited_s
+    began, waited = time.perf_counter(), run.loader.waited_s
     for _ in range(batches):
         run.next()
         time.sleep(2 * upstream_s)
-    return (run.feed.waited_s - waited) / (time.perf_counter() - began)
+    return (run.loader.waited_s - waited) / (time.perf_counter() - began)
 
 
 def in_rounds(runs: dict[str, PoolRun | LoaderRun], rounds: int, pass_batches: int) -> dict[str, list[float]]:
@@ -246,8 +246,8 @@ def ray_data(folder: str, ours: float) -> None:
 
 
 def start_ray(cpus: int) -> None:
-    """A cluster of this machine's, gone with `ray.shutdown`."""
-    # Ray's processes are nice by default, a DataLoader's are not: beside other work that decides.
+    """Start a cluster on this machine, which `ray.shutdown` ends."""
+    # Ray's processes are nice by default, a DataLoader's are not, which matters on a loaded machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(address="local", include_dashboard=False, num_cpus=cpus, log_to_driver=False)
 

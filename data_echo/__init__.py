@@ -1,12 +1,11 @@
-"""How examples arrive: sources, the order, the preprocessing pool, the echo buffer."""
+"""How examples arrive: sources, the order, the preprocessing pool, the echo buffer, the loader."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-# What stands where; modules are imported when first asked for, so that the pool's processes start without
-# torch.
+# The module of each name. Modules are imported at first use: the pool's processes start without torch.
 _HOMES = {
     "DataError": "errors",
     "ExampleError": "errors",
@@ -29,6 +28,7 @@ _HOMES = {
     "FactorController": "echo_controller",
     "EchoLoader": "loader",
 }
+# Former names of exported classes.
 _FORMER = {"Deal": "ShuffledOrder", "Feed": "EchoLoader", "Order": "PrepareRequest"}
 __all__ = sorted(_HOMES)
 

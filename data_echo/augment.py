@@ -1,8 +1,8 @@
-"""Augmentations after the echo: one vectorised operation on a whole micro-batch, on its device.
+"""Augmentations after the echo: vectorised operations on a whole micro-batch, on its device.
 
-Images are uint8 or float [n, height, width, channels], as they are stored; `normalise` ends the chain with
-float32 [n, channels, height, width]. Each takes the micro-batch's `Draws`, so an example's fate depends on
-(seed, pass, index, echo) and on the order of the calls, and on nothing else.
+Images are uint8 or float [n, height, width, channels], as they are stored; `normalise` comes last and gives
+float32 [n, channels, height, width]. Each takes the micro-batch's `Draws`, so the result for an example
+depends only on (seed, pass, index, echo) and on the order of the calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_echo.draws import Draws
 
 
 def crop(images: Tensor, draw: Draws, padding: int, size: int | None = None) -> Tensor:
-    """Pad with black, then cut out a window of the original size (or `size` squared) at a random place."""
+    """Pad with black, then cut out a window of the original size (or `size` x `size`) at a random place."""
     height, width = (size, size) if size else images.shape[1:3]
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     top = draw.integers(0, padded.shape[1] - height + 1)
@@ -42,16 +42,16 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """A window of random area and shape, resized to size x size: float32, in the images' range.
+    """Cut out a window of random area and shape, resized to size x size: float32, in the images' range.
 
-    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`, cut down to the image where it does
-    not fit (torchvision tries ten times instead); bilinear, without antialiasing.
+    The fraction of the area is uniform in `scale`, the aspect ratio log-uniform in `ratio`; a window larger
+    than the image is clipped (torchvision tries ten times instead). Bilinear, without antialiasing.
     """
     height, width = images.shape[1:3]
     area = scale[0] + (scale[1] - scale[0]) * draw.uniform()
     low, high = torch.log(torch.tensor(ratio)).tolist()
     aspect = torch.exp(low + (high - low) * draw.uniform())
-    # Shares of the image's height and width.
+    # Fractions of the image's height and width.
     tall = torch.sqrt(area * (width / height) / aspect).clamp(max=1.0)
     wide = torch.sqrt(area * (height / width) * aspect).clamp(max=1.0)
     # The window's centre; the image spans -1 to 1.
@@ -83,9 +83,10 @@ def colour(
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(images / 255 - mean) / std for each channel: float32 [n, channels, height, width].
+    """Compute (images / 255 - mean) / std for each channel: float32 [n, channels, height, width].
 
-    In channels-last memory, as the images came: convolutions and pooling are quicker so, on CPU and GPU.
+    The result keeps the images' channels-last memory, with which convolutions and pooling are faster on CPU
+    and GPU.
     """
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
@@ -97,18 +98,18 @@ def mixup(images: Tensor, draw: Draws, alpha: float = 0.2) -> tuple[Tensor, Tens
     """Blend each image with its partner. Zhang et al. 2018, arXiv:1710.09412v2.
 
     Returns:
-        blended float32 images; int64 [n], each one's partner in the micro-batch; float32 [n], the share of
-        the image itself: the loss is share * loss(label) + (1 - share) * loss(label[partner]).
+        blended float32 images; int64 [n], each one's partner in the micro-batch; float32 [n], the weight of
+        the image itself: the loss is weight * loss(label) + (1 - weight) * loss(label[partner]).
     """
-    share, partner = _beta(draw, alpha), _partners(images)
-    weight = share[:, None, None, None]
-    return weight * images.float() + (1 - weight) * images[partner].float(), partner, share
+    weight, partner = _beta(draw, alpha), _partners(images)
+    of_image = weight[:, None, None, None]
+    return of_image * images.float() + (1 - of_image) * images[partner].float(), partner, weight
 
 
 def cutmix(images: Tensor, draw: Draws, alpha: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Paste a rectangle of the partner into each image. Yun et al. 2019, arXiv:1905.04899v2.
 
-    Returns as `mixup` does; the share is that of the pixels left.
+    Returns what `mixup` does; the weight is the fraction of the image's own pixels.
     """
     height, width = images.shape[1:3]
     side = torch.sqrt(1 - _beta(draw, alpha))
@@ -120,8 +121,8 @@ def cutmix(images: Tensor, draw: Draws, alpha: float = 1.0) -> tuple[Tensor, Ten
         inside.append((place >= (centre - half)[:, None]) & (place < (centre + half)[:, None]))
     pasted = inside[0][:, :, None] & inside[1][:, None, :]
     partner = _partners(images)
-    share = 1 - pasted.float().mean((1, 2))
-    return torch.where(pasted[..., None], images[partner], images), partner, share
+    weight = 1 - pasted.float().mean((1, 2))
+    return torch.where(pasted[..., None], images[partner], images), partner, weight
 
 
 def _factor(draw: Draws, spread: float) -> Any:
@@ -129,7 +130,7 @@ def _factor(draw: Draws, spread: float) -> Any:
 
 
 def _partners(images: Tensor) -> Tensor:
-    """The next one: micro-batches are shuffled already."""
+    """Each image's partner, the next one: micro-batches are shuffled already."""
     return torch.arange(len(images), device=images.device).roll(-1)
 
 

@@ -1,4 +1,4 @@
-"""Rows of prepared examples that wait to be served, on the host or beside the model."""
+"""The echo buffer: rows of prepared examples that wait to be served, on the host or on the model's device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from data_echo.errors import DataError
 from data_echo.order.hashing import Ints
 from data_echo.prepare.preparer import PreparedArrays
 
-# torch moves and views these, but cannot gather them; their bytes are kept as signed numbers.
+# torch copies and views these dtypes, but cannot gather them; their bytes are kept as signed integers.
 _KEPT_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 class ExampleBuffer:
     """Rows of storage, each holding one example until it is released.
 
-    Beside a CUDA device a block is copied once, however often its examples are served; kept on the host,
-    every copy that is served travels. Either way through pinned memory and without waiting.
+    On a CUDA device, examples are copied to it once, however often they are served; kept on the host, they
+    are copied each time they are served. Both copies go through pinned memory, and the host does not wait for
+    them.
 
     Args:
-        device: where micro-batches are wanted.
-        rows: how many to begin with; more are added when needed.
-        on_host: keep examples in the host's memory, whatever the device.
+        device: the device of micro-batches.
+        rows: rows of storage at first; more are added when needed.
+        on_host: keep examples in the host's memory, on any device.
     """
 
     def __init__(self, device: torch.device | str, rows: int, on_host: bool = False) -> None:
@@ -49,26 +50,30 @@ class ExampleBuffer:
         """Bytes of storage."""
         return sum(column.nbytes for column in self._columns.values())
 
-    def put(self, block: PreparedArrays) -> Ints:
-        """Store a block's examples; returns their rows."""
-        count = len(next(iter(block.values())))
+    def put(self, arrays: PreparedArrays) -> Ints:
+        """Store examples; returns their rows, int64 [n].
+
+        Raises:
+            DataError: an array holds neither numbers nor booleans.
+        """
+        count = len(next(iter(arrays.values())))
         if count > self._free_rows:
             self._grow(max(count - self._free_rows, self.rows // 4))
         self._free_rows -= count
         rows = self._free[self._free_rows : self._free_rows + count].copy()
-        for name, array in block.items():
+        for name, array in arrays.items():
             self.bytes_received += array.nbytes
             self._store(name, rows, array)
         return rows
 
     def gather(self, rows: Ints) -> dict[str, torch.Tensor]:
-        """A copy of some rows of every column, example first, on the device where they are wanted."""
+        """A copy of some rows of every column, [rows, ...], on the device of micro-batches."""
         where = _moved(torch.from_numpy(rows), self._device)
         picked = {name: column.index_select(0, where) for name, column in self._columns.items()}
         return {name: _moved(rows, self._wanted).view(self._dtypes[name]) for name, rows in picked.items()}
 
     def release(self, rows: Ints) -> None:
-        """Give rows back."""
+        """Free rows."""
         self._free[self._free_rows : self._free_rows + len(rows)] = rows
         self._free_rows += len(rows)
 
@@ -104,7 +109,7 @@ class ExampleBuffer:
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device; the host does not wait for the copy."""
+    """The tensor on a device; the host does not wait for a copy to CUDA."""
     if tensor.device == device or device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,10 +1,9 @@
-"""Random numbers of examples: hashed from what they are for, never from a generator's state.
+"""Random numbers of examples: a counter-based generator, whose numbers are hashed and need no state.
 
-Every (seed, stage, pass, index, echo) has a SplitMix64 stream of its own and each call takes the next numbers
-of it, so a draw does not depend on who draws, in which micro-batch or on which device. Whole numbers and
-uniforms have the same bits in NumPy and in torch on CPU and CUDA. Normals go through float64 logarithms and
-cosines and are then rounded to float32: libraries that differ in the last bit of float64 disagree in about
-one of 10^8 of them.
+Every (seed, stage, pass, index, echo) has a SplitMix64 stream of its own and each call takes its next
+numbers, so a draw does not depend on the process, the micro-batch or the device. Integers and uniforms have
+the same bits in NumPy and in torch on CPU and CUDA. Normals are computed with float64 logarithms and cosines
+and then rounded to float32: libraries that differ in the last bit of float64 disagree in about one of 10^8.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Draws:
 
     Args:
         seed: the run's.
-        stage: what the draws are for; different stages draw independently.
+        stage: the draws' purpose, "prepare" or "augment" in a run; different purposes draw independently.
         pass_number, index, echo: int64 [n]: which examples, and which copy of them.
-        device: where the results are torch tensors; None for NumPy arrays.
+        device: the results are torch tensors there; None for NumPy arrays.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Draws:
     ) -> None:
         self._origin = (seed, zlib.crc32(stage.encode()), pass_number, index, echo)
         self._device = device
-        self._keys: Any = None  # hashed at the first draw: most stages draw nothing
+        self._keys: Any = None  # hashed at the first draw: most tasks draw nothing
         self._drawn = 0
 
     def uniform(self, *shape: int) -> Any:
@@ -56,7 +55,7 @@ class Draws:
         return self._top_24(shape) < math.ceil(p * 2**24)
 
     def integers(self, low: int, high: int, *shape: int) -> Any:
-        """int64 in [low, high), high - low at most 2^31; no value more likely than another by over 2^-31."""
+        """int64 in [low, high), high - low at most 2^31; probabilities differ by 2^-31 at most."""
         return low + ((((self._bits(shape) >> 32) & _BITS_32) * (high - low)) >> 32)
 
     def normal(self, *shape: int) -> Any:
@@ -92,7 +91,7 @@ class Draws:
 
 
 def _torch() -> Any:
-    """torch, imported only where tensors are drawn: the pool's processes start without it."""
+    """torch, imported only when tensors are drawn: the pool's processes start without it."""
     import torch
 
     return torch

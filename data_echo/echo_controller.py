@@ -1,4 +1,4 @@
-"""The echo factor that the measured speeds ask for."""
+"""The automatic echo factor, proposed from measured speeds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from statistics import median
 
 
 class FactorController:
-    """Proposes an echo factor from measurements; whoever asks decides and makes it known.
+    """Proposes an echo factor from measurements; the caller decides and applies it.
 
-    Echoing pays up to the ratio R of what a fresh example costs upstream to what a served one costs
+    Echoing gains time up to the ratio R of the cost of a fresh example upstream to that of a served one
     downstream (Choi et al. 2019, arXiv:1907.05550): the time per fresh example is max(upstream, factor *
-    downstream). So the factor follows R, taken as the median of the latest measurements, capped and rounded
-    down to quarters: a factor above R slows the run, one below it only lets the accelerator wait a little.
+    downstream). So the factor follows R, the median of the latest measurements, capped and rounded down to
+    quarters: a factor above R slows the run, one below it only lets the accelerator wait a little.
 
     Args:
         cap: the largest factor; too many echoes hurt the model.
-        least: below this R there is no echo at all.
-        tolerance: by which share of the factor in force R must leave it, before another is proposed.
-        window: measurements in the median; more than half of them must have been taken, anew after each
+        least: below this R the factor is 1.
+        tolerance: the relative distance of R from the factor in force beyond which another is proposed.
+        window: measurements in the median; a proposal needs more than half of them, all taken since the last
             proposal, since a change costs the time in which the buffer refills.
     """
 
@@ -33,16 +33,16 @@ class FactorController:
 
     @property
     def ratio(self) -> float | None:
-        """R; None before the first measurement and right after a proposal."""
+        """R, dimensionless; None before the first measurement and right after a proposal."""
         return median(self._ratios) if self._ratios else None
 
     def propose(self, upstream_s: float, downstream_s: float, factor: float) -> float | None:
-        """Take a measurement, and say which factor should rule instead of the one in force; None to stay.
+        """Record a measurement; returns the factor to change to, or None to keep the one in force.
 
         Args:
-            upstream_s: seconds per fresh example, were the whole pool always busy.
+            upstream_s: seconds per fresh example if the whole pool were always busy.
             downstream_s: seconds per served example of the whole run's step, without waiting.
-            factor: in force.
+            factor: the factor in force.
         """
         self._ratios.append(upstream_s / downstream_s)
         if 2 * len(self._ratios) <= (self._ratios.maxlen or 0):

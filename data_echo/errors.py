@@ -1,10 +1,10 @@
-"""What can go wrong with data, said so that it can be put right."""
+"""Errors of data, each naming the place, the problem and the cure."""
 
 from __future__ import annotations
 
 
 class DataError(Exception):
-    """The package's one exception type: `<where>: <key>: <what is wrong>; <what would be right>`."""
+    """The package's exception, with the message `<where>: <key>: <what is wrong>; <what would be right>`."""
 
 
 class ExampleError(DataError):
@@ -12,8 +12,8 @@ class ExampleError(DataError):
 
     Attributes:
         split, index: which example.
-        origin: where it comes from (`file:row`), as its source says; empty when the source does not.
-        cause: the error it raised, as text, so that it travels between processes whatever was raised.
+        origin: `file:row` or the like, from its source; empty when the source has no `origin`.
+        cause: the error it raised, as text, so that any error can be sent between processes.
     """
 
     def __init__(self, split: str, index: int, origin: str, cause: str) -> None:

@@ -1,4 +1,4 @@
-"""Images before the echo, one at a time: decode, resize. All are uint8 [height, width, 3]."""
+"""Decoding and resizing of single images before the echo; all are uint8 [height, width, 3]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_echo.errors import DataError
 
 Image = np.ndarray
 
-_SAME_COLOURS = ("YCbCr", "RGB", "Gray")  # PIL turns the others (CMYK) into RGB by a rule of its own
+_SAME_COLOURS = ("YCbCr", "RGB", "Gray")  # PIL converts the others (CMYK) to RGB in its own way
 
 try:
     import simplejpeg
@@ -19,10 +19,10 @@ except ImportError:  # the extra `fast-jpeg`: several times faster on small imag
 
 
 def decode(data: bytes | memoryview) -> Image:
-    """Decode an encoded image (JPEG, PNG, whatever PIL reads) into RGB: uint8 [height, width, 3].
+    """Decode an encoded image (JPEG, PNG, or any format that PIL reads) into RGB: uint8 [height, width, 3].
 
     Raises:
-        DataError: the bytes are no whole image.
+        DataError: the bytes are not a whole image.
     """
     if simplejpeg is not None and simplejpeg.is_jpeg(data):
         try:
@@ -34,7 +34,7 @@ def decode(data: bytes | memoryview) -> Image:
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Bilinear with antialiasing: uint8 [height, width, 3]."""
+    """Resize an image, bilinear with antialiasing: uint8 [height, width, 3]."""
     from PIL import Image as Pil
 
     if image.shape[:2] == (height, width):
@@ -48,6 +48,6 @@ def _decode_with_pil(data: bytes | memoryview) -> Image:
     try:
         return np.asarray(Pil.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        # PIL's own text for what it cannot recognise holds a memory address, different at each reading.
+        # PIL's text for an unknown format holds a memory address, which differs from one reading to the next.
         why = "no image" if isinstance(error, Pil.UnidentifiedImageError) else str(error)
         raise DataError(f"image: {len(data)} bytes cannot be decoded ({why}); a whole JPEG or PNG") from None

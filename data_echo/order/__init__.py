@@ -1,1 +1,1 @@
-"""Which example is served when, and which copy of it? Arithmetic on one integer; no data is touched."""
+"""Which example, and which copy of it, is served when? Arithmetic on one integer; no data is read."""

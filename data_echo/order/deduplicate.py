@@ -1,5 +1,5 @@
-"""Where two passes over a small dataset meet, one example can fall twice into a micro-batch: such slots are
-swapped away.
+"""Deduplication of micro-batches of a small dataset: where two passes meet, one example can fall twice into a
+micro-batch, and one of its slots is swapped into another micro-batch.
 """
 
 from __future__ import annotations
@@ -9,43 +9,44 @@ import numpy as np
 from data_echo.order.hashing import Ints
 
 
-def spread_repeats(index: Ints, fresh: np.ndarray) -> Ints | None:
-    """The order of a period's slots in which no micro-batch holds an example twice, where that is possible.
+def separate_duplicates(index: Ints, fresh: np.ndarray) -> Ints | None:
+    """Permutation of a period's slots so that no micro-batch holds an example twice, where that is possible.
 
-    Only slots of one lane and of the same kind (fresh or repeated) change places, so demand for fresh
-    examples stays even.
+    Only slots of one lane and of the same kind (fresh or echoed) change places, so demand for fresh examples
+    stays even.
 
     Args:
         index: int64 [lanes, micro-batches, slots], the examples.
-        fresh: bool, likewise, whether the slot shows a first copy.
+        fresh: bool [lanes, micro-batches, slots], whether the slot serves a first copy.
 
     Returns:
-        int64 [lanes, micro-batches * slots], for each slot the one to take instead; None when nothing
-        repeats.
+        int64 [lanes, micro-batches * slots], for each slot the one to take instead; None without duplicates.
     """
     ordered = np.sort(index, axis=2)
-    repeats = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=2)
-    if not repeats.any():
+    duplicates = (ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=2)
+    if not duplicates.any():
         return None
     lanes, batches, slots = index.shape
-    order = np.tile(np.arange(batches * slots), (lanes, 1))
-    for lane in np.flatnonzero(repeats.any(axis=1)):
+    taken = np.tile(np.arange(batches * slots), (lanes, 1))
+    for lane in np.flatnonzero(duplicates.any(axis=1)):
         swaps = _Swaps(index[lane], fresh[lane])
-        for batch in np.flatnonzero(repeats[lane]):
-            swaps.clear(int(batch))
-        order[lane] = swaps.order
-    return order
+        for batch in np.flatnonzero(duplicates[lane]):
+            swaps.separate(int(batch))
+        taken[lane] = swaps.taken
+    return taken
 
 
 class _Swaps:
+    """Swaps between one lane's micro-batches; `taken` is the slot that each slot takes: int64 [slots]."""
+
     def __init__(self, index: Ints, fresh: np.ndarray) -> None:
         self._index = index.copy()
         self._fresh = fresh
         self._members: dict[int, set[int]] = {}
-        self.order = np.arange(index.size)
+        self.taken = np.arange(index.size)
 
-    def clear(self, batch: int) -> None:
-        """Swap a micro-batch's repeated examples into others."""
+    def separate(self, batch: int) -> None:
+        """Swap a micro-batch's duplicates into other micro-batches."""
         seen: set[int] = set()
         for slot, example in enumerate(self._index[batch].tolist()):
             if example in seen:
@@ -65,9 +66,9 @@ class _Swaps:
                     return
 
     def _exchange(self, one: tuple[int, int], other: tuple[int, int]) -> None:
-        index, order = self._index, self.order.reshape(self._index.shape)
+        index, taken = self._index, self.taken.reshape(self._index.shape)
         index[one], index[other] = index[other], index[one]
-        order[one], order[other] = order[other], order[one]
+        taken[one], taken[other] = taken[other], taken[one]
         self._members[other[0]] = set(index[other[0]].tolist())
 
     def _in(self, batch: int) -> set[int]:

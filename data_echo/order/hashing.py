@@ -1,8 +1,8 @@
-"""Keyed hashing in 64-bit integer arithmetic, the root of every order and every draw.
+"""Keyed hashing in 64-bit integer arithmetic, from which every shuffle and every draw is computed.
 
-The same bits everywhere: only wrapping int64 products, sums, xors and shifts are used, which NumPy and torch
-compute alike on CPU and CUDA. Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
-number generators", OOPSLA).
+The bits are the same everywhere: NumPy and torch, on CPU and CUDA, compute wrapping int64 products, sums,
+xors and shifts alike, and nothing else is used. Source: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable
+pseudorandom number generators", OOPSLA).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def mix(z: Any) -> Any:
-    """SplitMix64's finaliser, a bijection of int64 arrays or tensors: one flipped bit flips half of them."""
-    # Shifts of signed numbers drag the sign along; the masks make them logical.
+    """SplitMix64's finaliser, a bijection of int64 arrays or tensors: one flipped bit flips about half."""
+    # Right shifts of signed numbers copy the sign bit; the masks make them logical.
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
 def key(*parts: int | Ints) -> Ints:
-    """One int64 key for each element of the broadcast parts (1-D at least): a hash of all, in order."""
+    """Keys, one int64 for each element of the broadcast parts (1-D at least): a hash of all, in order."""
     hashed: Ints = np.zeros(1, np.int64)
     for part in parts:
         hashed = mix((hashed + GAMMA) ^ np.asarray(part, np.int64))
@@ -36,15 +36,15 @@ def key(*parts: int | Ints) -> Ints:
 
 
 def shuffled(keys: Ints, n: int) -> Ints:
-    """For each key a permutation of 0..n-1: [..., n] from keys [...]."""
+    """Permutations of 0..n-1, one for each key: int64 [..., n] from keys [...]."""
     return np.argsort(mix(keys[..., None] + GAMMA * np.arange(1, n + 1)), axis=-1, kind="stable")
 
 
 def permuted(place: Ints, n: int | Ints, keys: Ints, rounds: int = 10) -> Ints:
-    """Where a keyed bijection of [0, n) sends each place, without building a permutation.
+    """Values of a keyed bijection of [0, n) at some places: int64 [...], without building a permutation.
 
     A Feistel network over the grid a x b, a = ceil(sqrt n), b = ceil(n / a), whose halves are added modulo a
-    and b, with cycle walking for the fewer than a places of the grid beyond n (Black and Rogaway 2002,
+    and b, with cycle walking for the places of the grid beyond n, fewer than a (Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains").
 
     Args:
@@ -75,7 +75,8 @@ def _walk(place: Ints, a: Ints, b: Ints, keys: Ints, rounds: int) -> Ints:
 
 def _added(half: Ints, other: Ints, size: Ints, round_key: Ints) -> Ints:
     """half + hash(other) modulo size."""
-    # Another factor than the one between round keys, or one round's hash would be another's, shifted.
+    # The factor differs from the one between round keys: otherwise one round's hash would be another's,
+    # shifted.
     hashed = (other * _SECOND + round_key) * _FIRST
     hashed = (hashed ^ ((hashed >> 32) & 0xFFFFFFFF)) * _SECOND
     half = half + ((((hashed >> 33) & 0x7FFFFFFF) * size) >> 31)

@@ -1,4 +1,4 @@
-"""The served sequence as text, to be read and compared."""
+"""The served sequence as text, for reading and comparing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from data_echo.order.schedule import Schedule
 
 
 def order_lines(schedule: Schedule, micro_batches: int, first: int = 0) -> Iterator[str]:
-    """A line for each micro-batch: number, lane, and examples as `pass:index`, copies as `pass:index+1`.
+    """Lines, one for each micro-batch: number, lane, and examples as `pass:index`, copies as `pass:index+1`.
 
     No data is read.
+
+    Args:
+        micro_batches: how many.
+        first: the run's micro-batch number of the first line.
     """
     for j in range(first, first + micro_batches):
         served = schedule.micro_batch(j)

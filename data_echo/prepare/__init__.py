@@ -1,1 +1,1 @@
-"""Who turns raw examples into arrays before the echo? This process, others of this machine, or Ray actors."""
+"""Where are raw examples turned into arrays? In this process, in others of this machine, or in Ray actors."""

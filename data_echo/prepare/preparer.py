@@ -1,4 +1,4 @@
-"""Preparing examples before the echo: from orders, lists of indices, to blocks of arrays, by pure work."""
+"""Preparing examples before the echo: pure functions from requests, lists of indices, to arrays."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from data_echo.sources.source import Source
 PreparedArrays = dict[str, np.ndarray]
 
 
-class Prepares(Protocol):
-    """The part of a task that is done before the echo."""
+class PreparingTask(Protocol):
+    """The part of a task that is used before the echo."""
 
     def source(self, split: str) -> Source: ...
 
@@ -27,11 +27,11 @@ class Prepares(Protocol):
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """Examples to prepare. The same order always gives the same block, so it can be done again anywhere.
+    """Examples to prepare. A request always gives the same arrays, so it can be repeated by any process.
 
     Attributes:
         split: "train", "validation" or "test".
-        pass_number: int64 [n]: the pass over the data in which each example is met; its draws depend on it.
+        pass_number: int64 [n]: the pass over the data in which each example is read; its draws depend on it.
         index: int64 [n]: the examples.
     """
 
@@ -41,80 +41,82 @@ class PrepareRequest:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An order's block, the seconds it took, and the errors of examples that others stand in for."""
+class PreparedResult:
+    """A request's arrays, the seconds of work, and the errors of examples that were replaced by others."""
 
-    block: PreparedArrays
+    arrays: PreparedArrays
     seconds: float
     skipped: list[ExampleError]
 
 
 @dataclass
 class PrepareStats:
-    """What a preparer's orders came to: examples, seconds of work, and the bad examples that were skipped."""
+    """Totals of a preparer: examples, seconds of work, and the bad examples, by split and index."""
 
     examples: int = 0
     work_s: float = 0.0
     skipped: dict[tuple[str, int], ExampleError] = field(default_factory=dict)
 
-    def count(self, prepared: Prepared) -> PreparedArrays:
-        """Add what came back for an order; returns its block."""
-        self.examples += len(next(iter(prepared.block.values())))
-        self.work_s += prepared.seconds
-        self.skipped |= {(error.split, error.index): error for error in prepared.skipped}
-        return prepared.block
+    def count(self, result: PreparedResult) -> PreparedArrays:
+        """Add a request's result; returns its arrays."""
+        self.examples += len(next(iter(result.arrays.values())))
+        self.work_s += result.seconds
+        self.skipped |= {(error.split, error.index): error for error in result.skipped}
+        return result.arrays
 
 
 class Preparer(Protocol):
-    """Does orders: `order` returns at once with a ticket, `collect` waits for its block, in any order.
+    """Prepares examples: `submit` returns a pending request at once, `collect` waits for its arrays.
+
+    Pending requests may be collected in any order.
 
     Attributes:
-        stats: of what was collected.
+        stats: totals of the requests that were collected.
     """
 
     stats: PrepareStats
 
     @property
     def processes(self) -> int:
-        """How many prepare at the same time."""
+        """Processes that prepare at the same time."""
         ...
 
-    def submit(self, order: PrepareRequest) -> Any: ...
+    def submit(self, request: PrepareRequest) -> Any: ...
 
-    def collect(self, ticket: Any) -> PreparedArrays: ...
+    def collect(self, pending: Any) -> PreparedArrays: ...
 
     def close(self) -> None: ...
 
 
 class PrepareWorker:
-    """Does orders where it stands, for whichever process it lives in.
+    """Prepares the examples of requests in its own process; every preparer uses it.
 
     Args:
-        make_task: gives the task; called with the first order.
-        seed: of the draws.
-        skip_bad: let the next good example of the source stand in for one that fails, and say so, instead of
-            raising its error.
+        make_task: makes the task; called with the first request.
+        seed: the draws' seed.
+        skip_bad: replace an example that fails by the next good one of the source and report its error in the
+            result, instead of raising it.
     """
 
-    def __init__(self, make_task: Callable[[], Prepares], seed: int, skip_bad: bool = False) -> None:
+    def __init__(self, make_task: Callable[[], PreparingTask], seed: int, skip_bad: bool = False) -> None:
         self._make_task = make_task
-        self._task: Prepares | None = None
+        self._task: PreparingTask | None = None
         self._seed = seed
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
 
-    def prepare(self, order: PrepareRequest) -> Prepared:
-        """Do an order.
+    def prepare(self, request: PrepareRequest) -> PreparedResult:
+        """Prepare a request's examples.
 
         Raises:
             ExampleError: an example could not be read or prepared.
             DataError: the task cannot be built, or prepared examples do not fit together.
         """
         started = time.perf_counter()
-        task, source = self._opened(order.split)
+        task, source = self._opened(request.split)
         prepared: list[dict[str, Any]] = []
         skipped: list[ExampleError] = []
-        passes, indices = order.pass_number.tolist(), order.index.tolist()
+        passes, indices = request.pass_number.tolist(), request.index.tolist()
         for pass_number, index in zip(passes, indices, strict=True):
             for candidate in self._candidates(index, len(source)):
                 try:
@@ -122,19 +124,19 @@ class PrepareWorker:
                     prepared.append(task.prepare(source[candidate], draw))
                     break
                 except Exception as error:
-                    skipped.append(_example_error(order.split, source, candidate, error))
+                    skipped.append(_example_error(request.split, source, candidate, error))
             else:
                 raise skipped[-1]
-        block = stacked(prepared, f"{order.split}: prepare")
-        return Prepared(block, time.perf_counter() - started, skipped)
+        arrays = stacked(prepared, f"{request.split}: prepare")
+        return PreparedResult(arrays, time.perf_counter() - started, skipped)
 
     def _candidates(self, index: int, examples: int) -> Iterator[int]:
-        """The example itself, then those that may stand in for it."""
+        """The example itself, then those that may replace it."""
         yield index
         if self._skip_bad:
             yield from (number % examples for number in range(index + 1, index + examples))
 
-    def _opened(self, split: str) -> tuple[Prepares, Source]:
+    def _opened(self, split: str) -> tuple[PreparingTask, Source]:
         try:
             if self._task is None:
                 self._task = self._make_task()
@@ -149,15 +151,15 @@ class PrepareWorker:
 
 
 def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
-    """One array per key, example first.
+    """Stacked examples: one array [n, ...] for each key.
 
     Raises:
         DataError: keys or shapes differ from one example to another.
     """
-    block = {}
+    arrays = {}
     for name in examples[0]:
         try:
-            block[name] = np.stack([example[name] for example in examples])
+            arrays[name] = np.stack([example[name] for example in examples])
         except KeyError:
             raise DataError(f"{where}: {name}: missing in some examples; the same keys in all") from None
         except ValueError:
@@ -165,7 +167,7 @@ def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
             raise DataError(
                 f"{where}: {name}: shapes {shapes}; one shape for all (pad ragged ones)"
             ) from None
-    return block
+    return arrays
 
 
 def _example_error(split: str, source: Source, index: int, error: Exception) -> ExampleError:
@@ -174,7 +176,7 @@ def _example_error(split: str, source: Source, index: int, error: Exception) -> 
 
 
 class InlinePreparer:
-    """Does the work when it is collected, in this process.
+    """Prepares examples in this process, when they are collected.
 
     Args:
         task: gives the sources and prepares examples.
@@ -183,17 +185,17 @@ class InlinePreparer:
 
     processes = 1
 
-    def __init__(self, task: Prepares, seed: int, *, skip_bad: bool = False) -> None:
-        self._workbench = PrepareWorker(lambda: task, seed, skip_bad)
+    def __init__(self, task: PreparingTask, seed: int, *, skip_bad: bool = False) -> None:
+        self._worker = PrepareWorker(lambda: task, seed, skip_bad)
         self.stats = PrepareStats()
 
-    def submit(self, order: PrepareRequest) -> PrepareRequest:
-        """Keep an order for later."""
-        return order
+    def submit(self, request: PrepareRequest) -> PrepareRequest:
+        """Return the request, which is prepared when it is collected."""
+        return request
 
-    def collect(self, ticket: PrepareRequest) -> PreparedArrays:
-        """Do an order."""
-        return self.stats.count(self._workbench.prepare(ticket))
+    def collect(self, pending: PrepareRequest) -> PreparedArrays:
+        """Prepare a request's examples: see `PrepareWorker.prepare`."""
+        return self.stats.count(self._worker.prepare(pending))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no process or file is held."""

@@ -10,76 +10,79 @@ from dataclasses import dataclass
 
 from data_echo.errors import DataError
 from data_echo.prepare.preparer import (
-    Prepared,
     PreparedArrays,
+    PreparedResult,
     PrepareRequest,
-    Prepares,
     PrepareStats,
     PrepareWorker,
+    PreparingTask,
 )
 
-_workbench: PrepareWorker  # one in each process of the pool
+_worker: PrepareWorker  # one in each process of the pool
 
 
 @dataclass
-class _Ticket:
-    order: PrepareRequest
-    result: Future[Prepared]
+class _PendingRequest:
+    request: PrepareRequest
+    result: Future[PreparedResult]
 
 
 class ProcessPreparer:
-    """Prepares examples in processes; one that dies is replaced and what it had to do is done again.
+    """Prepares examples in processes; one that dies is replaced and its requests are repeated.
 
     Args:
-        make_task: gives the task in each process; picklable.
+        make_task: makes the task in each process; picklable.
         seed, skip_bad: see `PrepareWorker`.
         processes: how many.
+
+    Raises:
+        DataError: there are no processes.
     """
 
     def __init__(
-        self, make_task: Callable[[], Prepares], seed: int, processes: int, *, skip_bad: bool = False
+        self, make_task: Callable[[], PreparingTask], seed: int, processes: int, *, skip_bad: bool = False
     ) -> None:
         if processes < 1:
             raise DataError(f"pool: processes: {processes}; at least 1")
         self.processes = processes
         self.stats = PrepareStats()
-        self._workbench = (make_task, seed, skip_bad)
+        self._worker_arguments = (make_task, seed, skip_bad)
         self._executor = self._started()
 
-    def submit(self, order: PrepareRequest) -> _Ticket:
-        """Hand in an order."""
-        return _Ticket(order, self._submitted(order))
+    def submit(self, request: PrepareRequest) -> _PendingRequest:
+        """Start a request."""
+        return _PendingRequest(request, self._submitted(request))
 
-    def collect(self, ticket: _Ticket) -> PreparedArrays:
-        """Wait for an order's block."""
+    def collect(self, pending: _PendingRequest) -> PreparedArrays:
+        """Wait for a request's arrays; raises what `PrepareWorker.prepare` raised."""
         while True:
             try:
-                return self.stats.count(ticket.result.result())
+                return self.stats.count(pending.result.result())
             except BrokenProcessPool:
-                ticket.result = self._submitted(ticket.order)
+                pending.result = self._submitted(pending.request)
 
     def close(self) -> None:
         """End the processes."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _submitted(self, order: PrepareRequest) -> Future[Prepared]:
+    def _submitted(self, request: PrepareRequest) -> Future[PreparedResult]:
         try:
-            return self._executor.submit(_prepared, order)
+            return self._executor.submit(_prepare, request)
         except BrokenProcessPool:
             self._executor.shutdown(wait=True)
             self._executor = self._started()
-            return self._executor.submit(_prepared, order)
+            return self._executor.submit(_prepare, request)
 
     def _started(self) -> ProcessPoolExecutor:
-        # A fresh interpreter each: a fork of a process that holds threads or CUDA may hang.
+        # Each gets a fresh interpreter: a fork of a process that holds threads or CUDA may hang.
         fresh = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.processes, fresh, _begin, self._workbench)
+        return ProcessPoolExecutor(self.processes, fresh, _begin, self._worker_arguments)
 
 
-def _begin(make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
-    global _workbench
-    _workbench = PrepareWorker(make_task, seed, skip_bad)
+def _begin(make_task: Callable[[], PreparingTask], seed: int, skip_bad: bool) -> None:
+    global _worker
+    _worker = PrepareWorker(make_task, seed, skip_bad)
 
 
-def _prepared(order: PrepareRequest) -> Prepared:
-    return _workbench.prepare(order)
+def _prepare(request: PrepareRequest) -> PreparedResult:
+    return _worker.prepare(request)

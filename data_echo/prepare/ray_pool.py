@@ -1,7 +1,7 @@
-"""The preprocessing pool: Ray actors on any node of the cluster that turn orders into blocks.
+"""The preprocessing pool: Ray actors on any node of the cluster, which prepare the examples of requests.
 
-Orders are pure work. Ray restarts an actor that dies and sends it its orders again; an actor that is gone for
-good is left out and its orders go to the others.
+Preparing has no side effects. Ray restarts an actor that dies and repeats its requests; an actor that cannot
+be restarted is left out and its requests go to the others.
 """
 
 from __future__ import annotations
@@ -17,42 +17,43 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 
 from data_echo.errors import DataError
 from data_echo.prepare.preparer import (
-    Prepared,
     PreparedArrays,
+    PreparedResult,
     PrepareRequest,
-    Prepares,
     PrepareStats,
     PrepareWorker,
+    PreparingTask,
 )
 
-# Shares of its time that a worker waits: above the one its pool is too small, below the other maybe too big.
+# Fractions of its time that a worker waits: above the first its pool is too small, below the second it may be
+# too large.
 _WAITING, _IDLE = 0.1, 0.01
-_BUSY = 0.7  # how busy the actors may be after one has left
+_BUSY = 0.7  # the fraction of their time that actors may work after one has left
 
 
 class PoolActor:
     """One process of the pool.
 
     Args:
-        make_task: gives the task; called with the first order, so that its errors come back like any other.
+        make_task: makes the task; called with the first request, so that its errors come back like any other.
         seed, skip_bad: see `PrepareWorker`.
     """
 
-    def __init__(self, make_task: Callable[[], Prepares], seed: int, skip_bad: bool) -> None:
-        self._workbench = PrepareWorker(make_task, seed, skip_bad)
+    def __init__(self, make_task: Callable[[], PreparingTask], seed: int, skip_bad: bool) -> None:
+        self._worker = PrepareWorker(make_task, seed, skip_bad)
         self._busy_s = 0.0
 
     def ready(self) -> None:
-        """Answer, now that the process is there."""
+        """Return as soon as the process has started."""
 
-    def prepare(self, order: PrepareRequest) -> tuple[Prepared | DataError, float]:
-        """Do an order; returns also the seconds that this actor has worked in all, for whomever.
+    def prepare(self, request: PrepareRequest) -> tuple[PreparedResult | DataError, float]:
+        """Prepare a request; returns also the seconds that this actor has worked in all, for all workers.
 
-        What is wrong with an order is returned too, since Ray would bury it in a traceback.
+        A `DataError` is returned, not raised, since Ray would wrap it in a traceback.
         """
         started = time.perf_counter()
         try:
-            done: Prepared | DataError = self._workbench.prepare(order)
+            done: PreparedResult | DataError = self._worker.prepare(request)
         except DataError as error:
             done = error
         self._busy_s += time.perf_counter() - started
@@ -61,10 +62,10 @@ class PoolActor:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a pool may grow beyond the actors it began with. Can be sent to workers, which share what they add.
+    """Growth of a pool beyond its first actors. Can be sent to workers, which share the actors that they add.
 
     Args:
-        name: of the pool, its own within the cluster's namespace.
+        name: the pool's, unique in the cluster's namespace.
         most: actors in all.
         make_task, seed, skip_bad, options: as the pool was started with.
         window_s: seconds over which demand is measured.
@@ -72,44 +73,47 @@ class Growth:
 
     name: str
     most: int
-    make_task: Callable[[], Prepares]
+    make_task: Callable[[], PreparingTask]
     seed: int
     skip_bad: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     window_s: float = 5.0
 
     def actor(self, number: int) -> Any:
-        """The pool's actor of a number, started unless another worker has done so."""
+        """Handle of the pool's actor of a number, which is started unless another worker has started it."""
         named = {"name": f"{self.name}-{number}", "get_if_exists": True, **self.options}
         return _actor(self.make_task, self.seed, self.skip_bad, named)
 
 
 def start_pool(
-    make_task: Callable[[], Prepares], seed: int, size: int, *, skip_bad: bool = False, **options: Any
+    make_task: Callable[[], PreparingTask], seed: int, size: int, *, skip_bad: bool = False, **options: Any
 ) -> list[Any]:
     """Start actors, spread over the nodes; returns their handles, which can be sent to workers.
 
     Args:
-        make_task: gives the task in each actor; picklable.
+        make_task: makes the task in each actor; picklable.
         seed, skip_bad: see `PrepareWorker`.
         size: how many.
-        options: of Ray's actors; by default one CPU each, restarted and their orders repeated without end.
+        options: of Ray's actors; by default one CPU each, restarts and repeated requests without limit.
+
+    Raises:
+        DataError: the size is below 1.
     """
     if size < 1:
         raise DataError(f"pool: size: {size} actors; at least 1")
     return [_actor(make_task, seed, skip_bad, options) for _ in range(size)]
 
 
-def _actor(make_task: Callable[[], Prepares], seed: int, skip_bad: bool, options: dict[str, Any]) -> Any:
+def _actor(make_task: Callable[[], PreparingTask], seed: int, skip_bad: bool, options: dict[str, Any]) -> Any:
     lasting = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
     return ray.remote(PoolActor).options(**(lasting | options)).remote(make_task, seed, skip_bad)
 
 
 @dataclass
-class _Ticket:
-    order: PrepareRequest
+class _PendingRequest:
+    request: PrepareRequest
     actor: Any
-    result: Future[tuple[Prepared | DataError, float]]
+    result: Future[tuple[PreparedResult | DataError, float]]
 
 
 class PoolPreparer:
@@ -117,72 +121,76 @@ class PoolPreparer:
 
     Args:
         actors: handles from `start_pool`; several workers may share them.
-        growth: how the pool may grow and shrink by what this worker waits; None: it stays as it is.
+        growth: how the pool may grow and shrink with the time that this worker waits; None: never.
     """
 
     def __init__(self, actors: Sequence[Any], growth: Growth | None = None) -> None:
         self.stats = PrepareStats()
-        self._orders_at = dict.fromkeys(actors, 0)
+        self._pending_at = dict.fromkeys(actors, 0)
         self._demand = _Demand(growth, len(actors)) if growth else None
 
     @property
     def processes(self) -> int:
-        """Actors that take orders."""
-        return len(self._orders_at)
+        """Actors that take requests."""
+        return len(self._pending_at)
 
-    def submit(self, order: PrepareRequest) -> _Ticket:
-        """Hand in an order, to the actor with the fewest of ours."""
+    def submit(self, request: PrepareRequest) -> _PendingRequest:
+        """Send a request to the actor with the fewest of this worker.
+
+        Raises:
+            DataError: no actor is left.
+        """
         if self._demand:
             for actor in self._demand.arrived():
-                self._orders_at.setdefault(actor, 0)
-        if not self._orders_at:
+                self._pending_at.setdefault(actor, 0)
+        if not self._pending_at:
             raise DataError("pool: no actor is left; a cluster with a CPU for each")
-        actor = min(self._orders_at, key=self._orders_at.__getitem__)
-        self._orders_at[actor] += 1
-        # As a future, Ray brings and unpacks the block while this thread does something else.
-        return _Ticket(order, actor, actor.prepare.remote(order).future())
+        actor = min(self._pending_at, key=self._pending_at.__getitem__)
+        self._pending_at[actor] += 1
+        # With a future, Ray fetches and unpacks the arrays while this thread does something else.
+        return _PendingRequest(request, actor, actor.prepare.remote(request).future())
 
-    def collect(self, ticket: _Ticket) -> PreparedArrays:
-        """Wait for an order's block."""
+    def collect(self, pending: _PendingRequest) -> PreparedArrays:
+        """Wait for a request's arrays; raises what `PrepareWorker.prepare` raised."""
         started = time.perf_counter()
         while True:
             try:
-                prepared, busy_s = ticket.result.result()
+                result, busy_s = pending.result.result()
                 break
             except (ActorDiedError, ActorUnavailableError, ObjectLostError):
-                self._orders_at.pop(ticket.actor, None)
-                again = self.submit(ticket.order)
-                ticket.actor, ticket.result = again.actor, again.result
-        if ticket.actor in self._orders_at:
-            self._orders_at[ticket.actor] -= 1
+                self._pending_at.pop(pending.actor, None)
+                again = self.submit(pending.request)
+                pending.actor, pending.result = again.actor, again.result
+        if pending.actor in self._pending_at:
+            self._pending_at[pending.actor] -= 1
         if self._demand:
-            self._demand.waited(time.perf_counter() - started, ticket.actor, busy_s)
-            self._orders_at.pop(self._demand.leaving(), None)
-        if isinstance(prepared, DataError):
-            raise prepared
-        return self.stats.count(prepared)
+            self._demand.waited(time.perf_counter() - started, pending.actor, busy_s)
+            self._pending_at.pop(self._demand.leaving(), None)
+        if isinstance(result, DataError):
+            raise result
+        return self.stats.count(result)
 
     def close(self) -> None:
-        """Nothing is held; the actors belong to whoever started them."""
+        """Do nothing: the actors belong to the caller of `start_pool`."""
 
 
 class _Demand:
-    """Adds an actor while this worker waits, and lets one go while the pool could do with fewer."""
+    """Adds an actor while this worker waits, and removes one while fewer would do."""
 
     def __init__(self, growth: Growth, first: int) -> None:
         self._growth = growth
         self._first = first
         self._added: list[Any] = []
-        self._joining: tuple[Any, Any] | None = None  # an actor on its way, and what tells that it has come
+        self._joining: tuple[Any, Any] | None = None  # an actor that is starting, and its `ready` call
         self._begin()
 
     def waited(self, seconds: float, actor: Any, busy_s: float) -> None:
-        """Note a wait, and the seconds that an actor has worked in all."""
+        """Record a wait, and the seconds that an actor has worked in all."""
         self._waited_s += seconds
         self._busy_s.setdefault(actor, []).append(busy_s)
 
     def arrived(self) -> list[Any]:
-        """Actors that take orders from now on. One that finds no CPU never comes; nobody waits for it."""
+        """Actors that take requests from now on. Nothing waits for one that finds no CPU."""
         if self._joining and ray.wait([self._joining[1]], timeout=0)[0]:
             self._added.append(self._joining[0])
             self._joining = None
@@ -191,7 +199,7 @@ class _Demand:
         return []
 
     def leaving(self) -> Any:
-        """An actor that is to get no more orders, once per window at most, or None."""
+        """An actor that is to get no more requests, or None; once per window at most."""
         elapsed = time.perf_counter() - self._began
         if elapsed < self._growth.window_s or self._joining:
             return None
@@ -206,7 +214,7 @@ class _Demand:
         return None
 
     def _begin(self) -> None:
-        """A new window."""
+        """Begin a new window of measurement."""
         self._began = time.perf_counter()
         self._waited_s = 0.0
         self._busy_s: dict[Any, list[float]] = {}

@@ -1,1 +1,1 @@
-"""Where do raw examples lie? Random access to arrays, files, folders and archives."""
+"""Where are raw examples read from? Random access to arrays, files, folders and archives."""

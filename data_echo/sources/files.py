@@ -10,21 +10,21 @@ from typing import Any
 
 from data_echo.errors import DataError
 
-_OPEN_FILES = 128  # at once, of one source
-_PIECE_BYTES = 4 * 2**20  # fetched by one request
+_OPEN_FILES = 128  # the most that a source keeps open
+_CHUNK_BYTES = 4 * 2**20  # fetched by one request
 _CHANGES = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
 
 
 class FileSet:
-    """Files in the order of their names.
+    """Files in alphabetical order, or in the order in which they are given.
 
     Args:
         files: a folder, a pattern with `*`, a file, or several files; local paths or fsspec addresses
             (`s3://bucket/folder`).
-        ending: of the files that count in a folder.
+        ending: the ending of the files that are taken from a folder.
 
     Raises:
-        DataError: nothing is there.
+        DataError: a file is missing, or there is none.
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path], ending: str) -> None:
@@ -40,7 +40,7 @@ class FileSet:
             )
 
     def open(self, name: str) -> Any:
-        """A file object for reading bytes, seekable."""
+        """Seekable binary file object."""
         if "://" not in name:
             return open(name, "rb")
         import fsspec
@@ -48,7 +48,7 @@ class FileSet:
         return fsspec.open(name, "rb").open()
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
         if "://" not in name:
             return Path(name).stat().st_size
         import fsspec
@@ -57,7 +57,7 @@ class FileSet:
         return int(filesystem.size(path))
 
     def version(self, name: str) -> str | None:
-        """A text that changes when the file does; None where its filesystem cannot tell."""
+        """Text that changes when the file does; None where its filesystem does not tell."""
         if "://" not in name:
             status = Path(name).stat()
             return f"{Path(name).resolve()} {status.st_size} {status.st_mtime_ns}"
@@ -69,54 +69,54 @@ class FileSet:
         return f"{name} {told['size']} {changes}" if changes else None
 
     def described(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Name, size and rows of every file, for a fingerprint; without folders, so that data may move."""
+        """Name, size and rows of every file, for a fingerprint; no folders, so that data may be moved."""
         return [
             {"name": name.rsplit("/", 1)[-1], "bytes": self.size(name), "rows": count}
             for name, count in zip(self.names, rows, strict=True)
         ]
 
 
-class Stretches:
-    """Random access to the bytes of files.
+class RangeReader:
+    """Random access to byte ranges of files.
 
-    Local files are read as they are asked for; the system keeps what is read often. From an address whole
-    pieces of 4 MiB are fetched, since every request takes its time, and the latest are kept.
+    Of local files exactly the range is read; the system caches what is read often. From an address whole
+    chunks of 4 MiB are fetched, since every request takes its time, and the latest are kept.
 
     Args:
-        cache_bytes: of pieces, at most.
+        cache_bytes: the most bytes of chunks that are kept; at least one chunk is.
     """
 
     def __init__(self, cache_bytes: int) -> None:
-        self._most_pieces = max(1, cache_bytes // _PIECE_BYTES)
-        self._pieces: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._most_chunks = max(1, cache_bytes // _CHUNK_BYTES)
+        self._chunks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._opened: OrderedDict[str, Any] = OrderedDict()
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Some bytes of a file."""
+        """Bytes [offset, offset + size) of a file."""
         if "://" not in name:
             return os.pread(self._file(name).fileno(), size, offset)
-        pieces = range(offset // _PIECE_BYTES, (offset + size - 1) // _PIECE_BYTES + 1)
-        data = b"".join(self._piece(name, number) for number in pieces)
-        begin = offset % _PIECE_BYTES
+        chunks = range(offset // _CHUNK_BYTES, (offset + size - 1) // _CHUNK_BYTES + 1)
+        data = b"".join(self._chunk(name, number) for number in chunks)
+        begin = offset % _CHUNK_BYTES
         return data[begin : begin + size]
 
     def _file(self, name: str) -> Any:
         if name not in self._opened:
-            self._opened[name] = open(name, "rb", buffering=0)  # noqa: SIM115 (closed when others are read)
+            self._opened[name] = open(name, "rb", buffering=0)  # noqa: SIM115 (closed when it is evicted)
         return _latest(self._opened, name, _OPEN_FILES)
 
-    def _piece(self, name: str, number: int) -> bytes:
-        if (name, number) not in self._pieces:
+    def _chunk(self, name: str, number: int) -> bytes:
+        if (name, number) not in self._chunks:
             import fsspec
 
             filesystem, path = fsspec.core.url_to_fs(name)
-            begin = number * _PIECE_BYTES
-            self._pieces[name, number] = filesystem.cat_file(path, begin, begin + _PIECE_BYTES)
-        return _latest(self._pieces, (name, number), self._most_pieces)
+            begin = number * _CHUNK_BYTES
+            self._chunks[name, number] = filesystem.cat_file(path, begin, begin + _CHUNK_BYTES)
+        return _latest(self._chunks, (name, number), self._most_chunks)
 
 
 def _latest(kept: OrderedDict[Any, Any], key: Any, most: int) -> Any:
-    """What stands under a key, now the latest; the oldest others are let go."""
+    """The value of a key, which becomes the latest; the oldest others are dropped."""
     kept.move_to_end(key)
     while len(kept) > most:
         kept.popitem(last=False)

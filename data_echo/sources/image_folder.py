@@ -19,10 +19,10 @@ class ImageFolderSource:
     An example is {"image": bytes, "label": int64}; labels number the classes in alphabetical order.
 
     Args:
-        folder: the folder of the classes' folders.
+        folder: has a subfolder for each class.
 
     Attributes:
-        classes: their names.
+        classes: the names of the classes, in the order of their labels.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -51,7 +51,7 @@ class ImageFolderSource:
         return {"image": self._files[index].read_bytes(), "label": np.int64(self._labels[index])}
 
     def origin(self, index: int) -> str:
-        """The image's path."""
+        """Path of an image."""
         return str(self._files[index])
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parquet files, as Hugging Face lays datasets out: many files, images as bytes in a struct column."""
+"""Parquet files in the layout of Hugging Face datasets: many files, images as bytes in a struct column."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ParquetSource:
 
     An example is a dict of its columns: numbers as NumPy scalars, lists as arrays, text as str, bytes as
     memoryviews, and a Hugging Face image (`struct{bytes, path}`) as its bytes. Row groups are read whole and
-    the latest are kept.
+    the latest are kept in memory.
 
     Args:
         files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec
             addresses.
-        columns: which; None for all.
-        cache_bytes: row groups kept in memory, at most. For data larger than that, let blocks of rows be
-            dealt (`batch.shuffle` in a recipe), or nearly every example costs the reading of a group.
+        columns: the columns to read; None for all.
+        cache_bytes: the most bytes of row groups that are kept. For data larger than that, shuffle blocks of
+            rows (`batch.shuffle` in a recipe); otherwise nearly every example costs the reading of a group.
 
     Raises:
         DataError: there is no such file or column.
@@ -72,14 +72,14 @@ class ParquetSource:
         return {name: column(row) for name, column in self._group(group).items()}
 
     def origin(self, index: int) -> str:
-        """`file:row`, rows counted from 0 in each file."""
+        """`file:row` of an example, rows counted from 0 in each file."""
         group, row = self._place(index)
         file = self._groups[group][0]
         first = next(number for number, (other, _) in enumerate(self._groups) if other == file)
         return f"{self._files.names[file]}:{int(self._starts[group] - self._starts[first]) + row}"
 
     def rows_together(self) -> int:
-        """Rows of the largest row group, where the data do not fit into the cache."""
+        """Rows of the largest row group if the data do not fit into the cache; else 1."""
         fits = self._bytes() <= self._cache_bytes
         return 1 if fits else int(np.diff(self._starts).max())
 
@@ -92,7 +92,7 @@ class ParquetSource:
         return {"files": self._files.described(rows), "rows": len(self), "hash": digest.hexdigest()}
 
     def _bytes(self) -> int:
-        """Bytes of all row groups in the columns that are read, once they are unpacked."""
+        """Uncompressed bytes of the columns that are read, of all row groups."""
         total = 0
         for file, group in self._groups:
             stored = self._readers[file].metadata.row_group(group)
@@ -134,7 +134,7 @@ class ParquetSource:
 
 
 def _column(array: Any) -> _Column:
-    """Quick access to one column of a row group, by row."""
+    """Fast access to one column of a row group, by row."""
     import pyarrow.types as types
 
     if types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:

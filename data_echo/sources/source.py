@@ -1,4 +1,4 @@
-"""Where examples come from: anything with a length and random access."""
+"""Sources of examples: anything with a length and random access."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data_echo.errors import DataError
 
 
 class Source(Protocol):
-    """Random access to examples, the same at every reading.
+    """Random access to examples, which are the same at every reading.
 
     A source may also have
         `origin(index) -> str`: where an example comes from, as `file:row`, for error messages;
         `fingerprint() -> dict`: what identifies the data (files, sizes, rows, hash of the index);
-        `rows_together() -> int`: rows that are read at once, where reading them apart costs far more; else 1.
+        `rows_together() -> int`: rows that are read at once, where reading them alone costs far more; else 1.
     """
 
     def __len__(self) -> int: ...
@@ -34,6 +34,9 @@ class ArraySource:
 
     Args:
         arrays: name -> array [N, ...]; an example is a dict of their rows.
+
+    Raises:
+        DataError: there is no array, or their lengths differ.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -45,10 +48,10 @@ class ArraySource:
 
     @classmethod
     def from_files(cls, files: str | Path | Mapping[str, str | Path]) -> ArraySource:
-        """Arrays of one .npz file, or of .npy files by name; the latter are mapped into memory, not read.
+        """Source of one .npz file, or of .npy files by name; .npy files are mapped into memory, not read.
 
         Raises:
-            DataError: a file is missing or is none of these.
+            DataError: a file is missing, or is not of this kind.
         """
         try:
             if isinstance(files, str | Path):
@@ -65,8 +68,10 @@ class ArraySource:
         return {name: array[index] for name, array in self._arrays.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Rows, dtypes, shapes and a hash of all bytes; of an array too large to be read at every start, of a
-        GiB of its rows, which lie evenly spread.
+        """Rows, and a hash of dtypes, shapes and all bytes.
+
+        Of an array above a GiB only a GiB of evenly spaced rows is hashed: reading it whole at every start
+        would take too long.
         """
         digest = hashlib.sha256()
         for name, array in sorted(self._arrays.items()):
@@ -77,7 +82,7 @@ class ArraySource:
 
 
 def _hashed_rows(array: np.ndarray) -> Iterator[slice | np.ndarray]:
-    """The rows that identify an array, some at once."""
+    """The rows that identify an array, in parts."""
     if array.nbytes <= _HASHED_BYTES:
         yield slice(None)
         return

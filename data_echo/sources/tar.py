@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset layout: files of one example lie together and share a name up to its first
+"""Tar shards in the WebDataset layout: the files of an example are adjacent and share a name up to its first
 dot.
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data_echo.sources.files import FileSet, Stretches
+from data_echo.sources.files import FileSet, RangeReader
 from data_echo.sources.tar_index import ShardIndex, indexed
 
 
 class TarSource:
-    """Examples of tar shards, by number; each shard's headers are read once on a machine (see `indexed`).
+    """Examples of tar shards, by number. The headers of a shard are read once on a machine (see `indexed`).
 
     An example is {"__key__": name, ending: bytes, ...}, for example {"__key__": "000017", "jpg": ..., "cls":
     ...}.
@@ -24,11 +24,11 @@ class TarSource:
     Args:
         files: a folder, a pattern (`data/train-*.tar`), a file, or several; local paths or fsspec addresses.
             Not compressed: random access needs plain tar.
-        cache_bytes: what is fetched from an address is kept in memory up to this. For shards much larger than
-            that, let the schedule deal blocks of rows (`batch.shuffle` in a recipe).
+        cache_bytes: the most bytes fetched from an address that are kept in memory. For shards much larger
+            than that, shuffle blocks of rows (`batch.shuffle` in a recipe).
 
     Raises:
-        DataError: there is no such file, or it is no plain tar.
+        DataError: there is no such file, or it is not a plain tar.
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path], *, cache_bytes: int = 2**30) -> None:
@@ -36,7 +36,7 @@ class TarSource:
         self._indices = [indexed(self._shards, name) for name in self._shards.names]
         self._ends = np.cumsum([len(index) for index in self._indices])
         self._cache_bytes = cache_bytes
-        self._bytes = Stretches(cache_bytes)
+        self._reader = RangeReader(cache_bytes)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -45,16 +45,16 @@ class TarSource:
         name, shard, row = self._place(index)
         example: dict[str, Any] = {"__key__": shard.key(row)}
         for ending, offset, size in shard.files(row):
-            example[ending] = self._bytes.read(name, offset, size)
+            example[ending] = self._reader.read(name, offset, size)
         return example
 
     def origin(self, index: int) -> str:
-        """`shard:key`."""
+        """`shard:key` of an example."""
         name, shard, row = self._place(index)
         return f"{name}:{shard.key(row)}"
 
     def rows_together(self) -> int:
-        """Examples of the largest shard, where shards at an address do not fit into the cache."""
+        """Examples of the largest shard if shards at an address do not fit into the cache; else 1."""
         remote = [name for name in self._shards.names if "://" in name]
         fits = sum(map(self._shards.size, remote)) <= self._cache_bytes
         return 1 if fits else max(map(len, self._indices))

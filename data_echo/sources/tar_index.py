@@ -1,4 +1,4 @@
-"""Where the examples of a tar shard are: found by reading its headers, once on a machine."""
+"""The index of a tar shard: where its examples are, from its headers, which are read once on a machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_echo.errors import DataError
-from data_echo.order.hashing import Ints
 from data_echo.sources.files import FileSet
 
 
@@ -24,31 +24,31 @@ class ShardIndex:
 
     Attributes:
         keys: bytes [examples]: the name that an example's files share.
-        starts: int64 [examples + 1]: each example's first file, and behind its last one the next's.
+        starts: int64 [examples + 1]: the first file of each example, then the number of files.
         endings: bytes [files].
         places: int64 [files, 2]: offset and bytes within the shard.
     """
 
     keys: np.ndarray
-    starts: Ints
+    starts: NDArray[np.int64]
     endings: np.ndarray
-    places: Ints
+    places: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, row: int) -> str:
-        """The name of an example."""
+        """The name that the files of an example share."""
         return os.fsdecode(bytes(self.keys[row]))
 
     def files(self, row: int) -> list[tuple[str, int, int]]:
-        """An example's files: ending, offset, bytes."""
+        """Files of an example: ending, offset, bytes."""
         these = slice(self.starts[row], self.starts[row + 1])
         names = [os.fsdecode(bytes(ending)) for ending in self.endings[these]]
         return [(name, *place) for name, place in zip(names, self.places[these].tolist(), strict=True)]
 
     def digest(self) -> bytes:
-        """A hash of all of it."""
+        """SHA-256 of the index."""
         digest = hashlib.sha256()
         for array in astuple(self):
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
@@ -56,14 +56,14 @@ class ShardIndex:
 
 
 def indexed(files: FileSet, name: str) -> ShardIndex:
-    """The index of a shard, from this machine's cache where it is known.
+    """The index of a shard, from this machine's cache where possible.
 
-    It is kept in `$XDG_CACHE_HOME/lockstep/shards`, by default `~/.cache/lockstep/shards`, under the shard's
-    name, size and time of change, so an index never outlives its shard. Where that folder cannot be written
-    the headers are read each time.
+    The cache is `$XDG_CACHE_HOME/lockstep/shards`, by default `~/.cache/lockstep/shards`. Its keys are made
+    of the shard's name, size and time of change, so the index of a changed shard is not used. Where the
+    folder cannot be written the headers are read each time.
 
     Raises:
-        DataError: the file is no plain tar.
+        DataError: the file is not a plain tar.
     """
     version = files.version(name)
     if version is None:
@@ -83,7 +83,7 @@ def _folder() -> Path:
 
 
 def _keep(index: ShardIndex, path: Path) -> None:
-    """Write an index at once or not at all: other processes may be reading, or writing the same."""
+    """Write an index atomically, since other processes may read or write the same; ignore failures."""
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -14,14 +14,14 @@ from data_echo.sources.files import FileSet
 
 
 class TextSource:
-    """Windows of `window` successive bytes, one beginning every `stride` bytes; none crosses a file's end.
+    """Windows of `window` successive bytes, one starting every `stride` bytes; none crosses a file's end.
 
     An example is {"bytes": uint8 [window]}. Local files are mapped into memory, never read whole.
 
     Args:
         files: a folder of .txt files, a pattern, a file, or several.
-        window: bytes of an example; for predicting the next byte, one more than the model sees.
-        stride: bytes between the beginnings of neighbours; None: windows that touch.
+        window: bytes of an example; for predicting the next byte, one more than the model's input.
+        stride: bytes from the start of a window to that of the next; None: the windows are adjacent.
 
     Raises:
         DataError: there is no such file, or none that holds a window.
@@ -50,7 +50,7 @@ class TextSource:
         return {"bytes": np.asarray(self._texts[file][first : first + self._window])}
 
     def origin(self, index: int) -> str:
-        """`file:first byte`."""
+        """`file:first byte` of a window."""
         file, first = self._place(index)
         return f"{self._files.names[file]}:{first}"
 

@@ -13,7 +13,7 @@ HEAVY_BYTES = 20_000
 
 
 class Task:
-    """Examples carry who prepared them; one of them may be bad, and each may take a while."""
+    """Examples hold the id of the process that prepared them; one may be bad, and each may take a while."""
 
     def __init__(self, bad: int = -1, pause_s: float = 0.0) -> None:
         self.bad = bad

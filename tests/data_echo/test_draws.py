@@ -1,4 +1,4 @@
-"""Draws: the same bits everywhere, rightly distributed, independent of who draws together with whom."""
+"""Draws: the same bits everywhere, rightly distributed, independent of the other examples drawn together."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_one_example_draws_its_row() -> None:
 
 
 @given(st.permutations(range(8)))
-def test_company_does_not_matter(order: list[int]) -> None:
+def test_other_examples_do_not_matter(order: list[int]) -> None:
     index = np.array(order)
     shuffled = Draws(0, "a", np.zeros(8, int), index, np.zeros(8, int)).uniform(3)
     straight = Draws(0, "a", np.zeros(8, int), np.arange(8), np.zeros(8, int)).uniform(3)

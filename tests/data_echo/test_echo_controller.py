@@ -1,4 +1,4 @@
-"""The automatic factor: follows R, never jumps at noise, never echoes where echo cannot pay."""
+"""The automatic factor: follows R, ignores noise, and never echoes where echoing cannot gain time."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_moment_is_no_reason() -> None:
 
 
 def test_changes_keep_their_distance() -> None:
-    """However wild the measurements, as many as half a window lie between two proposals."""
+    """Between two proposals lie at least half a window of measurements, however much they vary."""
     controller, factor, proposals = FactorController(window=5), 1.0, []
     for number in range(40):
         ratio = 4.0 if number % 8 < 4 else 1.0

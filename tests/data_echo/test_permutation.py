@@ -1,4 +1,4 @@
-"""The deal: keyed bijections and what they give to each lane."""
+"""The order of fresh examples: keyed bijections and the subsequences of the lanes."""
 
 import numpy as np
 import pytest
@@ -77,12 +77,12 @@ def test_shuffled_rows_are_permutations() -> None:
     window=st.integers(1, 5),
     seed=st.integers(0, 1000),
 )
-def test_each_pass_deals_every_example_once(
+def test_each_pass_has_every_example_once(
     examples: int, lanes: int, block: int, window: int, seed: int
 ) -> None:
-    deal = ShuffledOrder(examples, lanes, seed, block=block, window=window)
+    order = ShuffledOrder(examples, lanes, seed, block=block, window=window)
     rounds = 3 * examples // lanes + 1
-    passes, index = deal.dealt(np.arange(lanes), np.arange(rounds)[:, None])
+    passes, index = order.example_of(np.arange(lanes), np.arange(rounds)[:, None])
     for number in range(2):
         assert sorted(index[passes == number].tolist()) == list(range(examples))
     assert (passes.ravel() == np.arange(passes.size) // examples).all()
@@ -90,25 +90,25 @@ def test_each_pass_deals_every_example_once(
 
 def test_passes_differ_and_seeds_differ() -> None:
     orders = [
-        ShuffledOrder(100, 1, seed).dealt(0, number * 100 + np.arange(100))[1]
+        ShuffledOrder(100, 1, seed).example_of(0, number * 100 + np.arange(100))[1]
         for seed in (0, 1)
         for number in (0, 1)
     ]
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
-def test_large_deals_agree_with_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_datasets_agree_with_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = np.arange(0, 5000, 7)
-    small = ShuffledOrder(1000, 3, 5).dealt(2, fresh)
+    small = ShuffledOrder(1000, 3, 5).example_of(2, fresh)
     monkeypatch.setattr("data_echo.order.permutation._TABLE_EXAMPLES", 0)
-    large = ShuffledOrder(1000, 3, 5).dealt(2, fresh)
+    large = ShuffledOrder(1000, 3, 5).example_of(2, fresh)
     assert (small[0] == large[0]).all()
     assert (small[1] == large[1]).all()
 
 
 def test_blocks_keep_reading_local() -> None:
-    deal = ShuffledOrder(10_000, 1, 0, block=100, window=4)
-    _, index = deal.dealt(0, np.arange(10_000))
+    order = ShuffledOrder(10_000, 1, 0, block=100, window=4)
+    _, index = order.example_of(0, np.arange(10_000))
     windows = index.reshape(25, 400) // 100
     assert all(len(set(window.tolist())) == 4 for window in windows)  # a window reads four blocks
     assert len(set(windows[0].tolist()) & {0, 1, 2, 3}) < 4  # not the first four
@@ -116,5 +116,5 @@ def test_blocks_keep_reading_local() -> None:
 
 
 def test_zero_sizes_are_refused() -> None:
-    with pytest.raises(DataError, match="deal: lanes: 0 is too few; at least 1"):
+    with pytest.raises(DataError, match="shuffled order: lanes: 0 is too few; at least 1"):
         ShuffledOrder(10, 0, 0)

@@ -1,4 +1,4 @@
-"""Pools: the same blocks whoever makes them, whatever is killed meanwhile, and nothing left running."""
+"""Pools: the same arrays from any process, also when processes are killed, and no process left running."""
 
 import os
 import signal
@@ -24,21 +24,21 @@ from data_echo import (
 from tests.data_echo.pool_task import EXAMPLES, Task, Unbuildable
 
 
-def orders(count: int = 12, n: int = 40) -> list[PrepareRequest]:
+def requests(count: int = 12, n: int = 40) -> list[PrepareRequest]:
     rng = np.random.default_rng(0)
     return [
         PrepareRequest("train", rng.integers(0, 5, n), rng.integers(0, EXAMPLES, n)) for _ in range(count)
     ]
 
 
-def assert_same_blocks(preparer: Preparer, asked: list[PrepareRequest], kill: Any = None) -> set[int]:
+def assert_same_arrays(preparer: Preparer, asked: list[PrepareRequest], kill: Any = None) -> set[int]:
     inline, processes = InlinePreparer(Task(), 7), set()
-    tickets = [preparer.submit(order) for order in asked]
-    for number, (order, ticket) in enumerate(zip(asked, tickets, strict=True)):
-        block, expected = preparer.collect(ticket), inline.collect(order)
-        assert np.array_equal(block["index"], expected["index"])
-        assert np.array_equal(block["drawn"], expected["drawn"])
-        processes |= set(block["process"].tolist())
+    pending = [preparer.submit(request) for request in asked]
+    for number, (request, one) in enumerate(zip(asked, pending, strict=True)):
+        arrays, expected = preparer.collect(one), inline.collect(request)
+        assert np.array_equal(arrays["index"], expected["index"])
+        assert np.array_equal(arrays["drawn"], expected["drawn"])
+        processes |= set(arrays["process"].tolist())
         if kill and number % 5 == 2:
             kill(sorted(processes))
     return processes
@@ -49,10 +49,10 @@ def assert_ended(processes: set[int]) -> None:
     assert not any(os.path.exists(f"/proc/{process}") for process in processes)
 
 
-def test_processes_make_the_same_blocks() -> None:
+def test_processes_make_the_same_arrays() -> None:
     preparer = ProcessPreparer(Task, 7, 2)
     try:
-        processes = assert_same_blocks(preparer, orders())
+        processes = assert_same_arrays(preparer, requests())
         assert os.getpid() not in processes
     finally:
         preparer.close()
@@ -63,11 +63,11 @@ def test_killed_processes_are_replaced() -> None:
     preparer = ProcessPreparer(Task, 7, 2)
 
     def kill(seen: list[int]) -> None:
-        with suppress(ProcessLookupError):  # one that was killed before is no more
+        with suppress(ProcessLookupError):  # it may have been killed before
             os.kill(seen[-1], signal.SIGKILL)
 
     try:
-        processes = assert_same_blocks(preparer, orders(), kill)
+        processes = assert_same_arrays(preparer, requests(), kill)
     finally:
         preparer.close()
     assert len(processes) > 1
@@ -89,7 +89,7 @@ def test_errors_come_back_from_processes() -> None:
     broken = ProcessPreparer(Unbuildable, 7, 1)
     try:
         with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
-            broken.collect(broken.submit(orders(1)[0]))
+            broken.collect(broken.submit(requests(1)[0]))
     finally:
         broken.close()
 
@@ -109,21 +109,22 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_actors_make_the_same_blocks(cluster: Any) -> None:
+def test_actors_make_the_same_arrays(cluster: Any) -> None:
     from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     preparer = PoolPreparer(start_pool(Task, 7, 2))
-    processes = assert_same_blocks(preparer, orders())
+    processes = assert_same_arrays(preparer, requests())
     assert len(processes) == 2
     assert os.getpid() not in processes
 
 
 @pytest.mark.slow
-def test_killed_actors_are_restarted_and_their_orders_redone(cluster: Any) -> None:
+def test_killed_actors_are_restarted_and_their_requests_repeated(cluster: Any) -> None:
     from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
-    preparer = PoolPreparer(start_pool(Task, 7, 2))
-    processes = assert_same_blocks(preparer, orders(20), lambda alive: _kill(alive[-1]))
+    # Each example takes a while: otherwise all requests may be done before the first kill.
+    preparer = PoolPreparer(start_pool(partial(Task, pause_s=0.002), 7, 2))
+    processes = assert_same_arrays(preparer, requests(20), lambda alive: _kill(alive[-1]))
     assert len(processes) > 2
 
 
@@ -138,10 +139,10 @@ def test_actors_gone_for_good_are_left_out(cluster: Any) -> None:
 
     actors = start_pool(Task, 7, 2)
     preparer = PoolPreparer(actors)
-    assert_same_blocks(preparer, orders(10), lambda _: cluster.kill(actors[0]))
+    assert_same_arrays(preparer, requests(10), lambda _: cluster.kill(actors[0]))
     cluster.kill(actors[1])
     with pytest.raises(DataError, match="pool: no actor is left"):
-        preparer.collect(preparer.submit(orders(1)[0]))
+        preparer.collect(preparer.submit(requests(1)[0]))
 
 
 @pytest.mark.slow
@@ -154,17 +155,17 @@ def test_errors_come_back_from_actors(cluster: Any) -> None:
     assert caught.value.index == 3
     broken = PoolPreparer(start_pool(Unbuildable, 7, 1))
     with pytest.raises(DataError, match="task: RuntimeError: no such dataset"):
-        broken.collect(broken.submit(orders(1)[0]))
+        broken.collect(broken.submit(requests(1)[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("actors", "workers"), [(1, 1), (2, 3), (3, 2)])
-def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: int) -> None:
+def test_loaders_serve_the_same_through_kills(cluster: Any, actors: int, workers: int) -> None:
     from data_echo.prepare.ray_pool import PoolPreparer, start_pool
 
     schedule, inline = Schedule(EXAMPLES, 6, 8, 2, 128, 1), InlinePreparer(Task(), 7)
     pool, position = start_pool(Task, 7, actors), 1000  # as after a resume
-    feeds = [
+    loaders = [
         EchoLoader(
             schedule, PoolPreparer(pool), lanes=range(worker, 6, workers), position=position, seed=7, depth=4
         )
@@ -172,11 +173,11 @@ def test_feeds_serve_the_same_through_kills(cluster: Any, actors: int, workers: 
     ]
     rng, killed = np.random.default_rng(actors), 0
     for j in range(position, position + 300):
-        batch, _ = feeds[j % 6 % workers].micro_batch(j)
+        batch, _ = loaders[j % 6 % workers].micro_batch(j)
         expected = schedule.micro_batch(j)
-        block = inline.collect(PrepareRequest("train", expected.pass_number, expected.index))
-        assert np.array_equal(batch["index"], block["index"])
-        assert np.array_equal(batch["drawn"], block["drawn"])
+        arrays = inline.collect(PrepareRequest("train", expected.pass_number, expected.index))
+        assert np.array_equal(batch["index"], arrays["index"])
+        assert np.array_equal(batch["drawn"], arrays["drawn"])
         if rng.random() < 0.02:
             _kill(int(batch["process"][0]))
             killed += 1
@@ -194,7 +195,7 @@ def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
     actors = start_pool(make_task, 7, 1)
     preparers = [PoolPreparer(actors, growth), PoolPreparer(actors, growth)]  # of two workers
     schedule = Schedule(EXAMPLES, 4, 8, 1, 0, 1)
-    feeds = [
+    loaders = [
         EchoLoader(schedule, preparer, lanes=range(worker, 4, 2), seed=7, depth=6)
         for worker, preparer in enumerate(preparers)
     ]
@@ -202,7 +203,7 @@ def test_the_pool_grows_and_shrinks_by_demand(cluster: Any) -> None:
     for j in range(10**9):
         if sizes and max(sizes) == 3 and j % 8 == 0:
             time.sleep(0.3)  # from here on, little is asked for
-        batch, _ = feeds[j % 2].micro_batch(j)
+        batch, _ = loaders[j % 2].micro_batch(j)
         assert np.array_equal(batch["index"], schedule.micro_batch(j).index)
         sizes.append(preparers[0].processes)
         if max(sizes) == 3 and sizes[-1] == 1:

@@ -31,32 +31,32 @@ def assert_same(ours: MicroBatch, theirs: MicroBatch) -> None:
         assert np.array_equal(getattr(ours, field.name), getattr(theirs, field.name))
 
 
-def copies_of_lane(schedule: Schedule, lane: int, turns: int) -> dict[int, list[tuple[int, int, bool]]]:
-    """Fresh number -> its appearances in order: (turn, echo, last)."""
+def copies_of_lane(schedule: Schedule, lane: int, lane_steps: int) -> dict[int, list[tuple[int, int, bool]]]:
+    """Fresh number -> its appearances in order: (lane_step, echo, last)."""
     seen = defaultdict(list)
-    for turn in range(turns):
-        served = schedule.micro_batch(turn * schedule.lanes + lane)
+    for lane_step in range(lane_steps):
+        served = schedule.micro_batch(lane_step * schedule.lanes + lane)
         for fresh, echo, last in zip(
             served.fresh.tolist(), served.echo.tolist(), served.last.tolist(), strict=True
         ):
-            seen[fresh].append((turn, echo, last))
+            seen[fresh].append((lane_step, echo, last))
     return seen
 
 
 @given(schedules())
 def test_copies_come_in_order_and_end_where_they_say(schedule: Schedule) -> None:
-    turns = 60
-    for appearances in copies_of_lane(schedule, schedule.lanes - 1, turns).values():
+    lane_steps = 60
+    for appearances in copies_of_lane(schedule, schedule.lanes - 1, lane_steps).values():
         assert [echo for _, echo, _ in appearances] == list(range(len(appearances)))
         assert not any(last for _, _, last in appearances[:-1])
 
 
 @given(schedules())
-def test_fresh_examples_follow_the_deal(schedule: Schedule) -> None:
+def test_fresh_examples_follow_the_shuffled_order(schedule: Schedule) -> None:
     for lane in range(schedule.lanes):
-        served = [schedule.micro_batch(turn * schedule.lanes + lane) for turn in range(20)]
+        served = [schedule.micro_batch(lane_step * schedule.lanes + lane) for lane_step in range(20)]
         fresh = np.concatenate([micro.fresh for micro in served])
-        passes, index = schedule.deal.dealt(lane, fresh)
+        passes, index = schedule.order.example_of(lane, fresh)
         assert (passes == np.concatenate([micro.pass_number for micro in served])).all()
         assert (index == np.concatenate([micro.index for micro in served])).all()
 
@@ -69,7 +69,7 @@ def test_every_example_is_served_factor_times_in_the_mean(factor: float) -> None
     unfinished = [len(appearances) for appearances in seen.values() if not appearances[-1][2]]
     assert set(finished) <= {int(np.floor(factor)), int(np.ceil(factor))}
     assert len(unfinished) <= 2 * (schedule.span() + schedule.micro)
-    # Over whole blocks the count is exact up to one micro-batch of the last tap.
+    # Over whole blocks the count is exact up to one micro-batch of the last repeats.
     done = min((fresh for fresh, appearances in seen.items() if not appearances[-1][2]), default=len(seen))
     served = sum(len(seen[fresh]) for fresh in range(done))
     assert abs(served - factor * done) <= 2 * schedule.span()
@@ -95,7 +95,9 @@ def test_fresh_served_counts(schedule: Schedule, j: int) -> None:
 def test_fresh_demand_is_even(schedule: Schedule) -> None:
     """Once the buffer is full, each micro-batch asks for its share of fresh examples, up to rounding."""
     factor, lanes = schedule.factor(0), schedule.lanes
-    filled = next(turn for turn in range(10_000) if schedule.first_live(turn) > 0 or factor == 1)
+    filled = next(
+        lane_step for lane_step in range(10_000) if schedule.first_live(lane_step) > 0 or factor == 1
+    )
     counts = [int((schedule.micro_batch((filled + n) * lanes).echo == 0).sum()) for n in range(60)]
     even = schedule.micro / factor
     period_batches = factor * schedule.span() / schedule.micro / int(np.ceil(factor))
@@ -108,7 +110,7 @@ def test_fresh_demand_is_even(schedule: Schedule) -> None:
 @given(schedules(examples=st.integers(900, 4000)))
 def test_no_example_twice_in_a_micro_batch(schedule: Schedule) -> None:
     """Where the data outnumber what the lanes hold, and a period has two micro-batches to swap between."""
-    assume(schedule.span() * schedule.lanes < schedule.deal.examples)
+    assume(schedule.span() * schedule.lanes < schedule.order.examples)
     assume(schedule.factor(0) >= 2 or schedule.span() >= 2 * schedule.micro * np.ceil(schedule.factor(0)))
     for j in range(150):
         index = schedule.micro_batch(j).index.tolist()
@@ -138,12 +140,12 @@ def test_factor_one_is_the_plain_stream() -> None:
 @given(schedules(), st.lists(st.integers(0, 10**9), min_size=1, max_size=5))
 def test_any_position_is_reached_alone(schedule: Schedule, positions: list[int]) -> None:
     other = Schedule(
-        schedule.deal.examples,
+        schedule.order.examples,
         schedule.lanes,
         schedule.micro,
         schedule.factor(0),
         schedule.capacity,
-        schedule.deal.seed,
+        schedule.order.seed,
     )
     for position in sorted(positions):
         for j in (position, position + 1):
@@ -160,22 +162,24 @@ def test_lane_readers_read_the_same(schedule: Schedule, workers: int, position: 
 
 
 @given(schedules(), st.integers(0, 100))
-def test_what_a_lane_needs_is_what_it_serves(schedule: Schedule, turn: int) -> None:
+def test_what_a_lane_needs_is_what_it_serves(schedule: Schedule, lane_step: int) -> None:
     lane = 0
-    first, following = schedule.needs(lane, turn)
+    first, following = schedule.needs(lane, lane_step)
     served: set[int] = set()
-    for number in range(turn, turn + 120):
+    for number in range(lane_step, lane_step + 120):
         served |= set(schedule.micro_batch(number * schedule.lanes + lane).fresh.tolist())
     below = {fresh for fresh in served if fresh < following}
     assert set(first.tolist()) == below
     assert len(set(first.tolist())) == len(first)
-    assert min(served) >= schedule.first_live(turn)
+    assert min(served) >= schedule.first_live(lane_step)
 
 
 @given(
     schedules(examples=st.integers(2000, 4000)), st.lists(st.tuples(st.integers(0, 120), FACTORS), max_size=3)
 )
-def test_changed_factors_keep_the_deal(schedule: Schedule, changes: list[tuple[int, float]]) -> None:
+def test_changed_factors_keep_the_order_of_fresh_examples(
+    schedule: Schedule, changes: list[tuple[int, float]]
+) -> None:
     schedule.capacity = 4 * schedule.lanes * schedule.micro
     position = 0
     for distance, factor in changes:
@@ -237,7 +241,7 @@ def test_age_is_bounded() -> None:
     free, bound = Schedule(9000, 2, 4, 2.5, 512), Schedule(9000, 2, 4, 2.5, 512, max_age=600)
 
     def oldest(schedule: Schedule) -> int:
-        ages = [turns[-1][0] - turns[0][0] for turns in copies_of_lane(schedule, 0, 800).values()]
+        ages = [copies[-1][0] - copies[0][0] for copies in copies_of_lane(schedule, 0, 800).values()]
         return max(ages) * schedule.lanes * schedule.micro
 
     assert oldest(bound) <= 600 < oldest(free)
@@ -247,8 +251,8 @@ def test_age_is_bounded() -> None:
 
 def test_echoes_are_shuffled() -> None:
     schedule = Schedule(50_000, 1, 64, 2, 1024)
-    turns = copies_of_lane(schedule, 0, 200)
-    waits = np.array([seen[1][0] - seen[0][0] for seen in turns.values() if len(seen) == 2])
+    lists = copies_of_lane(schedule, 0, 200).values()
+    waits = np.array([copies[1][0] - copies[0][0] for copies in lists if len(copies) == 2])
     assert waits.std() > 5  # blocks of 16 micro-batches: a copy comes anywhere in the next period of 32
     neighbours = schedule.micro_batch(150)
     repeated = neighbours.fresh[neighbours.echo == 1]
@@ -278,10 +282,10 @@ def test_the_order_can_be_read() -> None:
         served = schedule.micro_batch(j)
         head, examples = line.split(": ")
         assert head == f"{j} lane {j % 2}"
-        for text, passed, index, echo in zip(
+        for text, pass_number, index, echo in zip(
             examples.split(), served.pass_number, served.index, served.echo, strict=True
         ):
-            assert text == f"{passed}:{index}" + (f"+{echo}" if echo else "")
+            assert text == f"{pass_number}:{index}" + (f"+{echo}" if echo else "")
     assert list(order_lines(schedule, 3, first=5)) == lines[5:]
 
 

@@ -91,7 +91,7 @@ def test_parquet_that_outgrows_its_cache_is_read_once_in_blocks(folder: Path) ->
         source = ParquetSource(folder / "train-0.parquet", cache_bytes=1)  # one group at a time
         group = source._readers[0].read_row_group
         source._readers[0] = Spied(source._readers[0], lambda *a, **k: read.append(a[0]) or group(*a, **k))
-        for index in ShuffledOrder(20, 1, 0, block=block, window=1).dealt(0, np.arange(20))[1]:
+        for index in ShuffledOrder(20, 1, 0, block=block, window=1).example_of(0, np.arange(20))[1]:
             assert source[int(index)]["label"] == index
         return len(read)
 

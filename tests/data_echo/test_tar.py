@@ -1,4 +1,4 @@
-"""Tar shards: rows by number, headers read once, pieces fetched once from an address."""
+"""Tar shards: rows by number, headers read once, chunks fetched once from an address."""
 
 import io
 import os
@@ -121,7 +121,7 @@ def test_what_cannot_tell_of_changes_is_read_each_time(
     assert not cache.exists()
 
 
-def test_no_cache_is_no_trouble(shards: Path, tmp_path: Path) -> None:
+def test_shards_are_read_without_a_cache(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert len(TarSource(shards)) == 8
 
@@ -135,10 +135,10 @@ def test_many_shards_keep_few_files_open(shards: Path, monkeypatch: pytest.Monke
         assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
-def test_pieces_from_an_address_are_fetched_once_in_blocks(
+def test_chunks_from_an_address_are_fetched_once_in_blocks(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_PIECE_BYTES", 8000)  # some examples lie across two
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 8000)  # some examples span two
     fetched: Counter[tuple[str, int]] = Counter()
     fetch = LocalFileSystem.cat_file
 
@@ -155,11 +155,11 @@ def test_pieces_from_an_address_are_fetched_once_in_blocks(
         fetched.clear()
         source = TarSource(address, cache_bytes=shard_bytes // 4)
         assert source.rows_together() == 120
-        for index in ShuffledOrder(120, 1, 0, block=block, window=1).dealt(0, np.arange(120))[1]:
+        for index in ShuffledOrder(120, 1, 0, block=block, window=1).example_of(0, np.arange(120))[1]:
             assert source[int(index)]["jpg"] == payload(int(index))
         return fetched.total()
 
-    pieces, blocks = shard_bytes // 8000 + 1, 12
-    assert requests(10) <= pieces + blocks
-    assert requests(1) > 2 * pieces
+    chunks, blocks = shard_bytes // 8000 + 1, 12
+    assert requests(10) <= chunks + blocks
+    assert requests(1) > 2 * chunks
     assert TarSource(shards).rows_together() == 1
