@@ -63,7 +63,7 @@ def decoded(path: str) -> dict[str, np.ndarray]:
     """The first training images, decoded once and kept in its temporary folder."""
     task = Cifar10(path)
     source = task.source("train")
-    examples = [task.prepare(source[i], None) for i in range(IMAGES)]  # type: ignore[arg-type]
+    examples = [task.prepare(source[i], None) for i in range(IMAGES)]
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 

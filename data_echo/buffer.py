@@ -93,7 +93,7 @@ class ExampleBuffer:
         try:
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
         except TypeError:
-            raise DataError(f"prepare: {name}: {array.dtype} is no number; numbers or booleans") from None
+            raise DataError(f"prepare: {name}: {array.dtype} is no number", "numbers or booleans") from None
         self._dtypes[name] = dtype
         shape = (self.rows, *array.shape[1:])
         self._columns[name] = torch.empty(shape, dtype=_KEPT_AS.get(dtype, dtype), device=self._device)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 
 class DataError(Exception):
-    """The package's exception, with the message `<where>: <key>: <what is wrong>; <what would be right>`."""
+    """The package's exception, with the message `<where>: <key>: <what is wrong>; <what would be right>`.
+
+    Attributes:
+        wrong, right: the two halves of the message.
+    """
+
+    def __init__(self, wrong: str, right: str) -> None:
+        super().__init__(wrong, right)
+        self.wrong = wrong
+        self.right = right
+
+    def __str__(self) -> str:
+        return f"{self.wrong}; {self.right}"
 
 
 class ExampleError(DataError):
@@ -17,12 +29,12 @@ class ExampleError(DataError):
     """
 
     def __init__(self, split: str, index: int, origin: str, cause: str) -> None:
-        super().__init__(split, index, origin, cause)
+        place = f" ({origin})" if origin else ""
+        super().__init__(f"{split}: example {index}{place}: {cause}", "repair or remove it")
         self.split = split
         self.index = index
         self.origin = origin
         self.cause = cause
 
-    def __str__(self) -> str:
-        place = f" ({self.origin})" if self.origin else ""
-        return f"{self.split}: example {self.index}{place}: {self.cause}; repair or remove it"
+    def __reduce__(self) -> tuple[type[ExampleError], tuple[str, int, str, str]]:
+        return type(self), (self.split, self.index, self.origin, self.cause)

@@ -50,4 +50,6 @@ def _decode_with_pil(data: bytes | memoryview) -> Image:
     except (OSError, SyntaxError, ValueError) as error:
         # PIL's text for an unknown format holds a memory address, which differs from one reading to the next.
         why = "no image" if isinstance(error, Pil.UnidentifiedImageError) else str(error)
-        raise DataError(f"image: {len(data)} bytes cannot be decoded ({why}); a whole JPEG or PNG") from None
+        raise DataError(
+            f"image: {len(data)} bytes cannot be decoded ({why})", "a whole JPEG or PNG"
+        ) from None

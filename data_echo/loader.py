@@ -66,7 +66,7 @@ class EchoLoader:
         on_host: bool = False,
     ) -> None:
         if depth is not None and depth < 1:
-            raise DataError(f"loader: depth: {depth} pending requests; at least 1")
+            raise DataError(f"loader: depth: {depth} pending requests", "at least 1")
         self._schedule = schedule
         self._preparer = preparer
         self._split = split

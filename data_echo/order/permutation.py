@@ -37,7 +37,7 @@ class ShuffledOrder:
     def __init__(self, examples: int, lanes: int, seed: int, *, block: int = 1, window: int = 16) -> None:
         for name, value in {"examples": examples, "lanes": lanes, "block": block, "window": window}.items():
             if value < 1:
-                raise DataError(f"shuffled order: {name}: {value} is too few; at least 1")
+                raise DataError(f"shuffled order: {name}: {value} is too few", "at least 1")
         self.examples = examples
         self.lanes = lanes
         self.seed = seed

@@ -105,7 +105,7 @@ class Schedule:
     ) -> None:
         self.order = ShuffledOrder(examples, lanes, seed, block=block, window=window)
         if not 1 <= micro <= examples:
-            raise DataError(f"schedule: micro: {micro} of {examples} examples; between 1 and {examples}")
+            raise DataError(f"schedule: micro: {micro} of {examples} examples", f"between 1 and {examples}")
         self.lanes = lanes
         self.micro = micro
         self.capacity = capacity
@@ -194,7 +194,7 @@ class Schedule:
     def _pattern(self, factor: float | Fraction) -> EchoPattern:
         exact = Fraction(str(factor))
         if exact < 1:
-            raise DataError(f"schedule: factor: {factor} serves examples less than once; at least 1")
+            raise DataError(f"schedule: factor: {factor} serves examples less than once", "at least 1")
         return EchoPattern(self.micro // self._unit, exact, self._block_batches(exact), self.order.seed)
 
     def _block_batches(self, factor: Fraction) -> int:
@@ -205,7 +205,8 @@ class Schedule:
         if self.capacity < least:
             raise DataError(
                 f"schedule: capacity: {self.capacity} examples cannot hold the echoes of {self.lanes} lanes "
-                f"of {self.micro} at factor {float(factor):g}; at least {math.ceil(least)}"
+                f"of {self.micro} at factor {float(factor):g}",
+                f"at least {math.ceil(least)}",
             )
         # Near factor 1 blocks would grow without bound: a quarter of a copy is the least that counts.
         batches = self.capacity // (self.lanes * self.micro * max(factor - 1, Fraction(1, 4)))
@@ -214,7 +215,8 @@ class Schedule:
             if self.max_age < least_age:
                 raise DataError(
                     f"schedule: max_age: {self.max_age} examples are too few for the echoes of "
-                    f"{self.lanes} lanes of {self.micro}; at least {math.ceil(least_age)}"
+                    f"{self.lanes} lanes of {self.micro}",
+                    f"at least {math.ceil(least_age)}",
                 )
             batches = min(batches, self.max_age // least_age)
         return max(1, int(batches))

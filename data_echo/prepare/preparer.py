@@ -146,7 +146,7 @@ class PrepareWorker:
             raise
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            raise DataError(f"{split}: task: {cause}; a task that can be built") from error
+            raise DataError(f"{split}: task: {cause}", "a task that can be built") from error
         return self._task, self._sources[split]
 
 
@@ -161,11 +161,11 @@ def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
         try:
             arrays[name] = np.stack([example[name] for example in examples])
         except KeyError:
-            raise DataError(f"{where}: {name}: missing in some examples; the same keys in all") from None
+            raise DataError(f"{where}: {name}: missing in some examples", "the same keys in all") from None
         except ValueError:
             shapes = sorted({np.shape(example[name]) for example in examples})
             raise DataError(
-                f"{where}: {name}: shapes {shapes}; one shape for all (pad ragged ones)"
+                f"{where}: {name}: shapes {shapes}", "one shape for all (pad ragged ones)"
             ) from None
     return arrays
 

@@ -43,7 +43,7 @@ class ProcessPreparer:
         self, make_task: Callable[[], PreparingTask], seed: int, processes: int, *, skip_bad: bool = False
     ) -> None:
         if processes < 1:
-            raise DataError(f"pool: processes: {processes}; at least 1")
+            raise DataError(f"pool: processes: {processes}", "at least 1")
         self.processes = processes
         self.stats = PrepareStats()
         self._worker_arguments = (make_task, seed, skip_bad)

@@ -100,7 +100,7 @@ def start_pool(
         DataError: the size is below 1.
     """
     if size < 1:
-        raise DataError(f"pool: size: {size} actors; at least 1")
+        raise DataError(f"pool: size: {size} actors", "at least 1")
     return [_actor(make_task, seed, skip_bad, options) for _ in range(size)]
 
 
@@ -144,7 +144,7 @@ class PoolPreparer:
             for actor in self._demand.arrived():
                 self._pending_at.setdefault(actor, 0)
         if not self._pending_at:
-            raise DataError("pool: no actor is left; a cluster with a CPU for each")
+            raise DataError("pool: no actor is left", "a cluster with a CPU for each")
         actor = min(self._pending_at, key=self._pending_at.__getitem__)
         self._pending_at[actor] += 1
         # With a future, Ray fetches and unpacks the arrays while this thread does something else.

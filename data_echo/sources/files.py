@@ -33,10 +33,10 @@ class FileSet:
         )
         missing = [name for name in self.names if "://" not in name and not Path(name).is_file()]
         if missing:
-            raise DataError(f"files: {missing[0]}: no such file; the path of a {ending} file")
+            raise DataError(f"files: {missing[0]}: no such file", f"the path of a {ending} file")
         if not self.names:
             raise DataError(
-                f"files: {files}: no {ending} files there; a folder, a file, or a pattern: *{ending}"
+                f"files: {files}: no {ending} files there", f"a folder, a file, or a pattern: *{ending}"
             )
 
     def open(self, name: str) -> Any:

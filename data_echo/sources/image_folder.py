@@ -31,7 +31,7 @@ class ImageFolderSource:
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
         if not self._folder.is_dir():
-            raise DataError(f"images: {folder}: no such folder; one with a subfolder for each class")
+            raise DataError(f"images: {folder}: no such folder", "one with a subfolder for each class")
         self.classes = tuple(sorted(path.name for path in self._folder.iterdir() if path.is_dir()))
         self._files: list[Path] = []
         self._labels: list[int] = []
@@ -42,7 +42,7 @@ class ImageFolderSource:
             self._labels += [label] * len(files)
         if not self._files:
             endings = ", ".join(sorted(ENDINGS))
-            raise DataError(f"images: {folder}: no images in subfolders; class/name with one of {endings}")
+            raise DataError(f"images: {folder}: no images in subfolders", f"class/name with one of {endings}")
 
     def __len__(self) -> int:
         return len(self._files)

@@ -50,7 +50,7 @@ class ParquetSource:
             try:
                 self._readers.append(pyarrow.parquet.ParquetFile(self._files.open(name)))
             except (OSError, ValueError) as error:
-                raise DataError(f"parquet: {name}: {error}; a whole Parquet file") from None
+                raise DataError(f"parquet: {name}: {error}", "a whole Parquet file") from None
         self._columns = self._checked(columns)
         groups = [
             (file, group)
@@ -109,7 +109,8 @@ class ParquetSource:
         for name in columns or ():
             if name not in known:
                 raise DataError(
-                    f"parquet: columns: {name!r} is not in {self._files.names[0]}; one of {', '.join(known)}"
+                    f"parquet: columns: {name!r} is not in {self._files.names[0]}",
+                    f"one of {', '.join(known)}",
                 )
         return list(columns or known)
 

@@ -42,7 +42,9 @@ class ArraySource:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
-            raise DataError(f"source: arrays: lengths {lengths}; one length for all, and at least one array")
+            raise DataError(
+                f"source: arrays: lengths {lengths}", "one length for all, and at least one array"
+            )
         self._arrays = dict(arrays)
         self._length = next(iter(lengths.values()))
 
@@ -59,7 +61,7 @@ class ArraySource:
                     return cls(dict(archive))
             return cls({name: np.load(path, mmap_mode="r") for name, path in files.items()})
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"source: {files}: {error}; a .npz file, or names with .npy files") from None
+            raise DataError(f"source: {files}: {error}", "a .npz file, or names with .npy files") from None
 
     def __len__(self) -> int:
         return self._length

@@ -103,7 +103,7 @@ def _read(files: FileSet, name: str) -> ShardIndex:
                     found = examples.setdefault(f"{folder}/{stem}" if folder else stem, [])
                     found.append((ending, member.offset_data, member.size))
     except tarfile.TarError as error:
-        raise DataError(f"shards: {name}: {error}; a whole, uncompressed tar file") from None
+        raise DataError(f"shards: {name}: {error}", "a whole, uncompressed tar file") from None
     rows = [row for found in examples.values() for row in found]
     return ShardIndex(
         np.array([os.fsencode(key) for key in examples], np.bytes_),

@@ -31,7 +31,7 @@ class TextSource:
         self, files: str | Path | Sequence[str | Path], window: int, stride: int | None = None
     ) -> None:
         if window < 1 or (stride is not None and stride < 1):
-            raise DataError(f"text: window: {window} bytes every {stride}; at least 1")
+            raise DataError(f"text: window: {window} bytes every {stride}", "at least 1")
         self._files = FileSet(files, ".txt")
         self._window = window
         self._stride = stride or window
@@ -40,7 +40,9 @@ class TextSource:
         self._ends = np.cumsum(self._counts)
         if not len(self):
             longest = max(len(text) for text in self._texts)
-            raise DataError(f"text: window: {window} bytes, but the longest file has {longest}; at most that")
+            raise DataError(
+                f"text: window: {window} bytes, but the longest file has {longest}", "at most that"
+            )
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -91,7 +91,11 @@ def test_a_package_in_the_working_folder(folder):
             "task.with.color: is unknown to mine:Mine; did you mean colour?",
         ),
         ("mine:Mine", {"color": "b"}, "task.with.size: is missing; mine:Mine needs it"),
-        ("mine:Mine", {"size": -1}, "task.with: mine:Mine raised ValueError: size is -1; give 0 or more"),
+        (
+            "mine:Mine",
+            {"size": -1},
+            "task.with: mine:Mine raised ValueError: size is -1; give 0 or more; fix its arguments",
+        ),
         (
             "breaks:Mine",
             {},

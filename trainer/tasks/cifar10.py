@@ -11,6 +11,7 @@ import numpy as np
 
 from data_echo.images import decode
 from data_echo.sources.parquet import ParquetSource
+from trainer.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,9 +36,11 @@ class Cifar10:
 
     def __init__(self, path: str, width: int = 32, label_smoothing: float = 0.0) -> None:
         if width < 1:
-            raise ValueError(f"width is {width}; give 1 or more")
+            raise InvalidValueError(f"width is {width}", "give 1 or more")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; give a fraction from 0 to less than 1")
+            raise InvalidValueError(
+                f"label_smoothing is {label_smoothing}", "give a fraction from 0 to less than 1"
+            )
         self.path, self.width, self.label_smoothing = path, width, label_smoothing
 
     def model(self) -> nn.Module:
@@ -60,11 +63,11 @@ class Cifar10:
         """Decode: {"image": uint8 [32, 32, 3], "label": int64}."""
         image, label = decode(example["img"]), np.int64(example["label"])
         if image.shape != (SIDE, SIDE, 3):
-            raise ValueError(
-                f"the image is {image.shape[0]} × {image.shape[1]}; CIFAR-10's are {SIDE} × {SIDE}"
+            raise InvalidValueError(
+                f"the image is {image.shape[0]} × {image.shape[1]}", f"CIFAR-10's are {SIDE} × {SIDE}"
             )
         if not 0 <= label < CLASSES:
-            raise ValueError(f"the label is {label}; labels are 0 to {CLASSES - 1}")
+            raise InvalidValueError(f"the label is {label}", f"labels are 0 to {CLASSES - 1}")
         return {"image": image, "label": label}
 
     def augment(self, batch: dict[str, Tensor], draw: Draws) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_echo import ArraySource
+from trainer.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,9 +35,11 @@ class Digits:
 
     def __init__(self, hidden: int = 128, label_smoothing: float = 0.0) -> None:
         if hidden < 1:
-            raise ValueError(f"hidden is {hidden}; give 1 or more")
+            raise InvalidValueError(f"hidden is {hidden}", "give 1 or more")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; give a fraction from 0 to less than 1")
+            raise InvalidValueError(
+                f"label_smoothing is {label_smoothing}", "give a fraction from 0 to less than 1"
+            )
         self.hidden, self.label_smoothing = hidden, label_smoothing
 
     def model(self) -> nn.Module:

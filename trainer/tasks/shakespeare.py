@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ class Shakespeare:
         stride: int = 16,
     ) -> None:
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}; give one that is")
+            raise InvalidValueError(f"width {width} is not a multiple of heads {heads}", "give one that is")
         self.path, self.context, self.stride = path, context, stride
         self.width, self.layers, self.heads, self.dropout = width, layers, heads, dropout
 
@@ -114,5 +116,5 @@ class Windows:
 def read_text(path: str) -> np.ndarray:
     """The file's bytes, uint8 [n]."""
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; give the path of the text")
+        raise InvalidValueError(f"there is no file {path}", "give the path of the text")
     return np.fromfile(path, dtype=np.uint8)
