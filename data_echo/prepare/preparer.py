@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_echo import generators
 from data_echo.draws import Draw
 from data_echo.errors import DataError, ExampleError
 from data_echo.order.hashing import Ints
@@ -104,6 +105,7 @@ class PrepareWorker:
         self._seed = seed
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
+        self._seeds_generators = False  # once the task was seen to draw from them
 
     def prepare(self, request: PrepareRequest) -> PreparedResult:
         """Prepare a request's examples.
@@ -114,11 +116,25 @@ class PrepareWorker:
         """
         started = time.perf_counter()
         task, source = self._opened(request.split)
+        before = None if self._seeds_generators else generators.state()
+        prepared, skipped = self._prepared(request, task, source)
+        if before is not None and before != generators.state():
+            self._seeds_generators = True
+            prepared, skipped = self._prepared(request, task, source)
+        arrays = stacked(prepared, f"{request.split}: prepare")
+        return PreparedResult(arrays, time.perf_counter() - started, skipped)
+
+    def _prepared(
+        self, request: PrepareRequest, task: PreparingTask, source: Source
+    ) -> tuple[list[dict[str, Any]], list[ExampleError]]:
+        """The examples of a request, and the errors of those that were replaced."""
         prepared: list[dict[str, Any]] = []
         skipped: list[ExampleError] = []
         passes, indices = request.pass_number.tolist(), request.index.tolist()
         for pass_number, index in zip(passes, indices, strict=True):
             for candidate in self._candidates(index, len(source)):
+                if self._seeds_generators:
+                    generators.seed(self._seed, "prepare", pass_number, candidate)
                 try:
                     draw = Draw(self._seed, "prepare", pass_number, candidate)
                     prepared.append(task.prepare(source[candidate], draw))
@@ -127,8 +143,7 @@ class PrepareWorker:
                     skipped.append(_example_error(request.split, source, candidate, error))
             else:
                 raise skipped[-1]
-        arrays = stacked(prepared, f"{request.split}: prepare")
-        return PreparedResult(arrays, time.perf_counter() - started, skipped)
+        return prepared, skipped
 
     def _candidates(self, index: int, examples: int) -> Iterator[int]:
         """The example itself, then those that may replace it."""
