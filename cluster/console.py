@@ -108,13 +108,14 @@ class Console:
                 self._note("finished", style="green")
 
     def _show_evaluation(self, line: Line) -> None:
-        """Validations may come many times a second: then only some are shown, and the last one."""
+        """Validations may come many times a second: then a terminal shows only some, and the last one."""
         is_test = line["split"] == "test"
         if is_test and self._unshown:
             self._note(self._unshown)
         text = f"{line['split']} at step {line['step']:,}: {_metrics(line['metrics'])}"
         self._unshown = None
-        if is_test or line["time"] - self._evaluation_at >= PLAIN_INTERVAL_S:
+        is_shown = not self.rich.is_terminal or line["time"] - self._evaluation_at >= PLAIN_INTERVAL_S
+        if is_test or is_shown:
             self._evaluation_at = line["time"]
             self._note(text, style="bold" if is_test else None)
         else:

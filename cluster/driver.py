@@ -56,6 +56,7 @@ class TrainOptions:
     """What the command line asks for that is not of the recipe."""
 
     resume: bool = False
+    folder: Path | None = None  # of the run to resume; None: the newest of the recipe's name
     accept: tuple[str, ...] = ()  # what may differ from what the run began with: recipe, code, data
     profile: int = 0  # steps
 
@@ -213,7 +214,7 @@ def _folder(recipe: Recipe, origin: "Provenance", options: TrainOptions) -> Resu
         return Resumed(layout.create(recipe.checkpoint.dir, recipe.name, above))
     from cluster import resume
 
-    return resume.find(recipe, origin, options.accept)
+    return resume.find(recipe, origin, options.accept, options.folder)
 
 
 @contextmanager

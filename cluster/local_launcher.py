@@ -36,8 +36,9 @@ def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.Tr
 def _as_first(context: driver.LaunchContext) -> None:
     from trainer.distributed.group import WorkerGroup
 
-    WorkerGroup.join(context.recipe.run.device).broadcast(context.spec)
-    in_process(context)
+    with WorkerGroup.joined(context.recipe.run.device) as group:
+        group.broadcast(context.spec)
+        in_process(context)
 
 
 def _as_one_more(path: str, overrides: Sequence[str]) -> None:
@@ -46,6 +47,7 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     from trainer.worker import run_worker
 
     recipe = driver.read(path, overrides)
-    outcome = run_worker(WorkerGroup.join(recipe.run.device).broadcast(None))
+    with WorkerGroup.joined(recipe.run.device) as group:
+        outcome = run_worker(group.broadcast(None))
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason)

@@ -179,7 +179,11 @@ def work(config: dict[str, Any]) -> None:
         journal = Journal(folder)
         journal.write("stage", name=f"{size} workers", seconds=time.time() - config["began_at"])
         journal.close()
-    run_worker(config["spec"], PoolPreparer(config["actors"], config["growth"]))
+    try:
+        run_worker(config["spec"], PoolPreparer(config["actors"], config["growth"]))
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
 
 
 def _meeting_point(folder: Path, is_ours: bool) -> str:

@@ -83,8 +83,9 @@ class Training:
 
     def execute(self, execution: Execution) -> None:
         """Compute the steps from here on as `execution` says."""
-        self.execution = execution
-        torch.set_num_threads(execution.threads)
+        if execution is not self.execution:
+            self.execution = execution
+            torch.set_num_threads(execution.threads)
 
     def with_less_memory(self) -> None:
         """Serve the current step's micro-batches once more, half as many per forward pass."""

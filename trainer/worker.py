@@ -14,6 +14,7 @@ import torch
 from data_echo import InlinePreparer, Preparer
 from trainer.adaptive.auto_echo import AutomaticFactor
 from trainer.adaptive.bad_examples import SkippedExamples
+from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
@@ -93,8 +94,8 @@ def _train(
     if training.average is not None:
         position, micro = training.progress.position, recipe.batch.micro
         training.average.reestimate_batch_norm(training.forward_backward, group, position, micro)
+    recorder.export(training)  # before the test, which may fail and can be repeated
     metrics = _evaluate(test, training, recorder)
-    recorder.export(training)
     recorder.checkpoints.wait()
     return metrics
 
@@ -103,7 +104,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe, progress = training.recipe, training.progress
     factor = _automatic_factor(training, recorder)
-    execution = None
+    threads, execution = ThreadRevision(training.group), None
     for step in recorder.profiled(steps(training)):
         if training.execution is not execution:  # at first, and when memory ran out
             execution = training.execution
@@ -113,6 +114,8 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
         skipped.after_step()
         if factor is not None:
             factor.after_step(step.step, step.batch, step.busy_s, progress.position, counters)
+        own = step.batch // recipe.batch.micro // training.group.size
+        training.execute(threads.after_step(step.step, step.seconds["compute"], own, training.execution))
         stop, metrics = _budget_spent(training, recorder), None
         if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
             metrics = _evaluate(validation, training, recorder)

@@ -89,6 +89,50 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     assert not (folder / "runs/tiny-002").exists()
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-001", "runs/tiny-001"])
+def test_a_run_is_resumed_by_name_with_the_recipe_and_the_overrides_that_it_began_with(folder, name):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    wait_for_checkpoint(folder / "runs/tiny-001")
+    command.send(signal.SIGINT)
+    command.wait()
+    (folder / "tiny.yaml").unlink()
+    again = Command("resume", name, "--local", cwd=folder)
+    again.wait_for("resuming from step")
+    again.send(signal.SIGINT)
+    assert again.wait() == 130
+    assert "epochs: 1000000" in (folder / "runs/tiny-001/recipe.yaml").read_text()
+    unknown = run("resume", "teny", "--local", cwd=folder)
+    assert unknown.process.returncode == 2
+    assert "teny: is no run in runs; there are tiny-001" in unknown.output
+
+
+def test_a_test_that_fails_costs_no_training_and_can_be_repeated(folder):
+    task = (folder / "my_task.py").read_text()
+    spoilt = task.replace("return [(i - 32)", "return ['?'] * 64 if split == 'test' else [(i - 32)")
+    (folder / "my_task.py").write_text(spoilt)
+    command = run("train", "tiny.yaml", "--local", "--set", "train.average={kind: ema}", cwd=folder)
+    assert command.process.returncode == 1
+    assert "evaluating test" in command.output
+    (folder / "my_task.py").write_text(task)
+    steps = len(journal(folder / "runs/tiny-001", "step"))
+    repeated = run("evaluate", "tiny", cwd=folder)
+    assert repeated.process.returncode == 0, repeated.output
+    whole = run("train", "tiny.yaml", "--local", "--set", "train.average={kind: ema}", cwd=folder)
+    assert whole.process.returncode == 0
+    ends = [journal(folder / f"runs/tiny-00{number}", "end")[-1] for number in (1, 2)]
+    assert ends[0]["status"] == "FINISHED"
+    assert ends[0]["metrics"] == ends[1]["metrics"]
+    assert len(journal(folder / "runs/tiny-001", "step")) == steps
+    other = run("evaluate", "tiny-001", "--split", "validation", cwd=folder)
+    assert other.process.returncode == 0
+    assert journal(folder / "runs/tiny-001", "end")[-1]["metrics"] == ends[0]["metrics"]
+    shutil.rmtree(folder / "runs/tiny-002/checkpoints")
+    (folder / "runs/tiny-002/model.safetensors").unlink()
+    none = run("evaluate", "tiny-002", cwd=folder)
+    assert none.process.returncode == 2
+    assert "has no trained weights and no whole checkpoint" in none.output
+
+
 def test_a_run_without_a_whole_checkpoint_begins_again_and_says_so(folder):
     endless = ("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000")
     never = ("--set", "checkpoint.every.steps=1000000000")
@@ -180,6 +224,17 @@ def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
     again.wait_for("resuming from step")
     again.send(signal.SIGINT)
     assert again.wait() == 130
+
+
+@pytest.mark.slow
+def test_short_runs_under_torchrun_end_as_they_should(folder):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "batch.micro=4"]
+    for _ in range(8):
+        done = subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -63,6 +63,25 @@ def newest(directory: str | Path, name: str) -> Path:
     return runs[-1][1]
 
 
+def named(directory: str | Path, name: str) -> Path:
+    """The folder of a run by its path, its name in `directory`, or its recipe's name there (then the newest).
+    UserError where there is none.
+    """
+    for folder in (Path(name), Path(directory) / name):
+        if (folder / RECIPE).is_file():
+            return folder.absolute()
+    newest_first = sorted(numbered(Path(directory).absolute(), name), reverse=True)
+    if newest_first:
+        return newest_first[0][1]
+    known = ", ".join(folder.name for folder in runs_in(directory)) or "none"
+    raise UserError(f"{name}: is no run in {directory}; there are {known}")
+
+
+def runs_in(directory: str | Path) -> list[Path]:
+    """The folders of the runs in `directory`, by name."""
+    return sorted(path.parent for path in Path(directory).glob(f"*/{JOURNAL}"))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone; a second one is refused. A process that dies lets go."""
