@@ -8,13 +8,15 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from optim.engine.stage import compute_dtype, is_option
-from optim.engine.tracer import ARRAY, LINE
+from optim.engine.stage import is_option
 from optim.flat import ROW, Places, is_dense, rows_of
 
-BLOCK_BYTES = 2**22
-"""Of a block of a core without a compiler: all that a rule reads, writes and keeps, as a core's part of a
-cache may hold it. Smaller blocks cost more in calls than they save in memory's time."""
+BLOCK_BYTES = 2**20
+"""Bytes that all arrays of a block take without a compiler, for each thread: as much as a core's own cache
+holds. Smaller blocks cost more in calls than they save in memory traffic."""
+
+SLAB_BYTES = 2**21
+"""The same of a layer whose dimensions matter: its marginals are written once for each block."""
 
 SMALL = 2**17
 """Numbers below which a layer is not worth calls of its own without a compiler."""
@@ -122,25 +124,13 @@ class Piece:
     rows: slice | None = None
     columns: Arrays = field(default_factory=dict)
     calls: dict[Any, Any] = field(default_factory=dict)
-    kinds: tuple[tuple[str, int], ...] | None = field(init=False)
-    """What each array is for a program, by name."""
-    shape: str = field(init=False)
-    """ "table", "line" where arrays have one dimension, else "whole"."""
-
-    def __post_init__(self) -> None:
-        p = self.arrays["p"]
-        self.shape = "table" if self.spans else "line" if p.dim() == 1 else "whole"
-        if all(x.dtype == compute_dtype(p) for x in self.arrays.values()):
-            self.kinds = tuple((n, ARRAY if x.shape == p.shape else LINE) for n, x in self.arrays.items())
-        else:
-            self.kinds = None
 
 
-def block_numbers(device: torch.device, arrays: int) -> int:
-    """Numbers per block of so many arrays: on a CPU what its cores' caches hold beside what is kept in
-    between, elsewhere enough to keep a device busy.
+def block_numbers(device: torch.device, arrays: int, block_bytes: int) -> int:
+    """Numbers per block of so many arrays: on a CPU as many as `block_bytes` hold for each thread, with two
+    temporary arrays; elsewhere enough to keep a device busy.
     """
-    return BLOCK_BYTES // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
+    return block_bytes // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
 def whole(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
@@ -214,7 +204,7 @@ def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor
 def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
     """A table in blocks: small layers as smaller tables, each other one by itself without its padding."""
     number, row = table.layer, 0
-    block = block_numbers(table.arrays["p"].device, len(table.arrays))
+    block = block_numbers(table.arrays["p"].device, len(table.arrays), BLOCK_BYTES)
     members = layers[number : number + len(table.spans)]
     for small, run in groupby(members, key=lambda layer: is_small(layer, "rows")):
         for together in [list(run)] if small else [[layer] for layer in run]:

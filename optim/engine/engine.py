@@ -1,12 +1,11 @@
 """The engines: stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import EngineName, Layer, Piece, block_numbers
+from optim.engine.chunks import EngineName, Layer, Piece
 from optim.engine.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler
 from optim.engine.layout import Layout
 from optim.engine.scalars import LayerNumbers, PieceNumbers
@@ -35,8 +34,6 @@ class Engine:
     def __init__(self, rounds: Rounds, kind: EngineName, flat: Flat | None) -> None:
         self.layout = Layout(kind, flat)
         self._rounds = rounds
-        self._kind = kind
-        self._workspace = Workspace()
 
     def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
         """Move all layers once."""
@@ -66,7 +63,7 @@ class Engine:
         return self.layout.by_layer(torch.stack(columns, 1).double()).t().contiguous()
 
     def _run(self, stage: Stage, piece: Piece, numbers: PieceNumbers) -> list[Tensor]:
-        """One call: of the stage itself, of its compiled code, or of its program."""
+        """One call: of the stage itself, or of its compiled code."""
         by_row = bool(piece.spans)
         if piece.compiled:
             h = numbers.of(piece) if by_row else numbers.as_tensors(piece)
@@ -76,33 +73,7 @@ class Engine:
                 return call(h, piece.arrays)
             found, piece.calls[stage] = compiled(stage).run(stage.pick(h), piece.arrays, by_row)
             return found
-        h = numbers.of(piece)
-        if self._kind == "tensor" or (program := numbers.program(piece)) is None:
-            return stage.run(stage.pick(h), piece.arrays, by_row)
-        temporaries = self._workspace.like(piece.arrays["g"], program.temporaries)
-        arrays = [piece.arrays[name] for name in program.arrays]
-        values = [h[name] for name in program.numbers]
-        tensors = numbers.as_scalars(piece, program.tensors)
-        return program.run(*arrays, *values, *tensors, *temporaries, piece.goes_on)
-
-
-class Workspace:
-    """Memory for what programs do not keep, the same for all pieces."""
-
-    def __init__(self) -> None:
-        self._views: dict[Any, list[Tensor]] = {}
-        self._memory: dict[Any, list[Tensor]] = {}
-
-    def like(self, x: Tensor, count: int) -> list[Tensor]:
-        """Contiguous arrays shaped like x, in which anything may stand."""
-        key = (x.shape, x.dtype, x.device, count)
-        if key not in self._views:
-            memory = self._memory.setdefault(key[1:3], [])
-            least = max(x.numel(), block_numbers(x.device, 1))
-            memory[:] = [m if len(m) >= x.numel() else m.new_empty(least) for m in memory]
-            memory += [x.new_empty(least) for _ in range(count - len(memory))]
-            self._views[key] = [m[: x.numel()].view(x.shape) for m in memory[:count]]
-        return self._views[key]
+        return stage.run(stage.pick(numbers.of(piece)), piece.arrays, by_row, piece.goes_on)
 
 
 def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers) -> None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from optim.engine.chunks import (
+    BLOCK_BYTES,
     CUTS,
     CUTS_BY_DIMENSIONS,
+    SLAB_BYTES,
     Arrays,
     Cohort,
     EngineName,
@@ -118,7 +120,8 @@ class Layout:
         arrays |= self._scratch_of(layer, form)
         options = {} if form is None else form.options
         cut = CUTS[self._engine_of_numbers] if form is None else CUTS_BY_DIMENSIONS[self._engine]
-        for piece in cut(number, arrays, block_numbers(p.device, alike)):
+        block = block_numbers(p.device, alike, BLOCK_BYTES if form is None else SLAB_BYTES)
+        for piece in cut(number, arrays, block):
             piece.fixed = options
             self.pieces.append(piece)
         if form is not None:

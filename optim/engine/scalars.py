@@ -10,7 +10,6 @@ from torch import Tensor
 
 from optim.engine.chunks import Cohort, Layer, Piece
 from optim.engine.stage import Stage, compute_dtype, is_option
-from optim.engine.tracer import NUMBER, SMALL, Program, program_of
 
 
 class LayerState:
@@ -128,8 +127,6 @@ class PieceNumbers:
         self._of_cohort: dict[int, dict[str, Any]] = {}
         self._own: dict[tuple[torch.dtype, torch.device], dict[str, Sequence[Tensor]]] = {}
         self._as_tensors: dict[Any, dict[str, Any]] = {}
-        self._scalars: dict[Any, dict[str, Tensor]] = {}
-        self._programs: dict[Any, Program | None] = {}
         hyper = self._mentioned(layers[0].cohort) if tables else {}
         all_columns = any(piece.compiled for pieces, _ in tables for piece in pieces)
         self._columns = [
@@ -163,26 +160,6 @@ class PieceNumbers:
             }
         return self._as_tensors[key] | self._own_of(piece)
 
-    def as_scalars(self, piece: Piece, names: Sequence[str]) -> list[Tensor]:
-        """Some numbers as tensors of no dimension on the host."""
-        cohort, dtype = self._layers[piece.layer].cohort, compute_dtype(piece.arrays["g"])
-        known = self._scalars.setdefault((cohort.number, dtype), {})
-        for name in names:
-            if name not in known:
-                known[name] = torch.tensor(cohort.numbers[name], dtype=dtype)
-        return [known[name] for name in names]
-
-    def program(self, piece: Piece) -> Program | None:
-        """What runs this stage on this piece without a compiler; None where no program can be made of it."""
-        fixed = tuple((name, value) for name, value in piece.fixed.items() if name in self._stage.mentions)
-        key = self._layers[piece.layer].cohort.number, piece.shape, piece.kinds, fixed
-        if key not in self._programs:
-            numbers = self.of(piece)
-            values = tuple((name, value) for name, value in numbers.items() if _is_known(value))
-            kinds = tuple((name, _kind(value)) for name, value in numbers.items() if not _is_known(value))
-            self._programs[key] = program_of(self._stage, piece.kinds, values, kinds, piece.shape)
-        return self._programs[key]
-
     def _mentioned(self, cohort: Cohort) -> dict[str, Any]:
         if cohort.number not in self._of_cohort:
             mentions = self._stage.mentions
@@ -199,15 +176,6 @@ class PieceNumbers:
         if key not in self._own:
             self._own[key] = {n: v.to(p.device, key[0]).unbind() for n, v in self._found.items()}
         return {name: each[piece.layer] for name, each in self._own[key].items()} | fixed
-
-
-def _is_known(value: Any) -> bool:
-    """Whether a program is made for this very value: an option, or a number that saves operations."""
-    return is_option(value) or (not isinstance(value, Tensor) and value in (0, 1))
-
-
-def _kind(value: Any) -> int:
-    return SMALL if isinstance(value, Tensor) else NUMBER
 
 
 def _all_equal(values: Sequence[Any]) -> bool:

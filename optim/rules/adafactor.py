@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optim.arithmetic import Values, add, total
 from optim.engine.chunks import Form
-from optim.engine.stage import Values, total
 from optim.rule import Rule
 
 
@@ -16,7 +16,7 @@ def estimate(h: Any, p: Tensor, g: Tensor, v: Tensor | None) -> Values:
     g2 = g * g
     if v is None:
         return {"row_sums": total(g2), "column_sums": total(g2), "p2": (p, p)}
-    return {"v": h.beta2 * v + h.gain2 * (g2 + h.eps1), "p2": (p, p)}
+    return {"v": v.lerp_(g2.add_(h.eps1), h.gain2), "p2": (p, p)}
 
 
 def scale(h: Any, p2: Tensor) -> Values:
@@ -33,7 +33,7 @@ def factor(h: Any, r: Tensor, c: Tensor, row_sums: Tensor, column_sums: Tensor) 
 
 
 def measure(h: Any, g: Tensor, a: Any, b: Any, v: Any) -> Values:
-    u = g * v.rsqrt() if a is None else g * a * b
+    u = v.rsqrt().mul_(g) if a is None else (g * a).mul_(b)
     return {"u2": (u, u)}
 
 
@@ -42,12 +42,12 @@ def clip(h: Any, u2: Tensor) -> Values:
 
 
 def move(h: Any, p: Tensor, g: Tensor, a: Any, b: Any, v: Any, m: Tensor | None) -> Values:
-    u = h.step * g * v.rsqrt() if a is None else g * (h.step * a) * b
-    decayed = p - h.weight_decay * h.alpha * p
+    u, scale = (g, v.rsqrt().mul_(h.step)) if a is None else (g * (h.step * a), b)
+    add(p, p, -h.alpha, h.weight_decay)
     if m is None:
-        return {"p": decayed - u}
-    m = h.beta1 * m + (1 - h.beta1) * u
-    return {"p": decayed - m, "m": m}
+        return {"p": p.addcmul_(u, scale, value=-1)}
+    m.lerp_(u * scale, 1 - h.beta1)
+    return {"p": p.sub_(m), "m": m}
 
 
 def factored(shape: torch.Size, least: int) -> tuple[int, int] | None:

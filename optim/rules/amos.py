@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
@@ -30,11 +30,10 @@ def judge(h: Any, g2: Tensor, v: Tensor, b: Tensor) -> Values:
 
 
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor | None) -> Values:
-    u = h.step * g + h.decay * p
     if m is None:
-        return {"p": p - u}
-    m = h.momentum * m + (1 - h.momentum) * u
-    return {"p": p - m, "m": m}
+        return {"p": add(add(p, p, -h.decay), g, -h.step)}
+    m.lerp_(add(h.step * g, p, h.decay), 1 - h.momentum)
+    return {"p": p.sub_(m), "m": m}
 
 
 class Amos(Rule):

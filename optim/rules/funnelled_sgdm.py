@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add, plus
 from optim.rule import Rule
 
 
 def measure(h: Any, p: Tensor, g: Tensor, u: Tensor) -> Values:
-    g = g + h.weight_decay * p
+    g = plus(g, p, h.weight_decay)
     return {"ug": (u, g), "u2": (u, u), "g2": (g, g)}
 
 
@@ -24,12 +24,12 @@ def judge(h: Any, ug: Tensor, u2: Tensor, g2: Tensor, log_s: Tensor) -> Values:
 
 
 def move(h: Any, p: Tensor, g: Tensor, log_p: Tensor, m: Tensor, u: Tensor) -> Values:
-    g = g + h.weight_decay * p
-    alignment = torch.sign(m * g) if h.normalize_alignment else m * g
-    log_p = torch.clamp(log_p + h.gain_rate * alignment, h.least_log_gain, h.most_log_gain)
-    m = m.lerp(g, h.gain)
-    u = h.momentum * u + h.lr * torch.exp(log_p) * g
-    return {"p": p - h.s * u, "log_p": log_p, "m": m, "u": u}
+    g = plus(g, p, h.weight_decay)
+    alignment = (m * g).sign_() if h.normalize_alignment else m * g
+    add(log_p, alignment, h.gain_rate).clamp_(h.least_log_gain, h.most_log_gain)
+    m.lerp_(g, h.gain)
+    add(u.mul_(h.momentum), g, h.lr, times=log_p.exp())
+    return {"p": add(p, u, -h.s), "log_p": log_p, "m": m, "u": u}
 
 
 class FunnelledSGDM(Rule):

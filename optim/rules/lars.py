@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
@@ -20,9 +20,12 @@ def judge(h: Any, p2: Tensor, g2: Tensor) -> Values:
 
 
 def move(h: Any, p: Tensor, g: Tensor, v: Tensor) -> Values:
-    d = h.inside * h.ratio * (g + h.weight_decay * p)
-    v = h.momentum * v + h.gain * d
-    return {"p": p - h.outside * (h.momentum * v + d if h.nesterov else v), "v": v}
+    rate = h.inside * h.ratio
+    add(add(v.mul_(h.momentum), g, h.gain, rate), p, h.gain, rate, h.weight_decay)
+    if not h.nesterov:
+        return {"p": add(p, v, -h.outside), "v": v}
+    add(add(p, p, -h.outside, rate, h.weight_decay), g, -h.outside, rate)
+    return {"p": add(p, v, -h.outside, h.momentum), "v": v}
 
 
 class LARS(Rule):

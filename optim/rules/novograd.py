@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
@@ -19,8 +19,8 @@ def judge(h: Any, g2: Tensor, v: Tensor) -> Values:
 
 
 def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
-    m = h.beta1 * m + h.gain1 * (h.scale * g + h.weight_decay * p)
-    return {"p": p - h.lr * m, "m": m}
+    add(add(m.mul_(h.beta1), g, h.gain1, h.scale), p, h.gain1, h.weight_decay)
+    return {"p": add(p, m, -h.lr), "m": m}
 
 
 class NovoGrad(Rule):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optim.arithmetic import Values, add, largest
 from optim.engine.chunks import Form
-from optim.engine.stage import Function, Values, largest
+from optim.engine.stage import Function
 from optim.rule import Rule
 
 TINY = torch.finfo(torch.float32).tiny
@@ -39,17 +40,17 @@ def move(
 ) -> Values:
     values: dict[str, Any] = {}
     if o is None or q is None:
-        values["mu0"] = h.keep * mu0 + h.gain * g * g
+        values["mu0"] = add(mu0.mul_(h.keep), g, h.gain, times=g)
         nu = values["mu0"].clamp(min=TINY)
     else:
         nu = torch.minimum(o, q)
         if h.variant == "II":
-            nu = nu + h.gain * g * g
+            add(nu, g, h.gain, times=g)
             values = {"row_peaks": largest(nu), "column_peaks": largest(nu)}
-    u = g * nu.rsqrt()
-    if m is not None:
-        u = values["m"] = h.momentum * m + (1 - h.momentum) * u
-    return values | {"p": p - h.lr * u}
+    if m is None:
+        return values | {"p": add(p, g, -h.lr, times=nu.rsqrt())}
+    m.lerp_(nu.rsqrt().mul_(g), 1 - h.momentum)
+    return values | {"p": add(p, m, -h.lr), "m": m}
 
 
 def settle(h: Any, row_peaks: Tensor, column_peaks: Tensor) -> Values:

@@ -42,6 +42,43 @@ def test_blocks_of_rows_agree_with_whole_tensors_in_fp32(name, options, flatten)
     agree(name, trained(name, "rows", flatten, **options), trained(name, "tensor", False, **options))
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize(("name", "options"), cases.settings(cases.OWN))
+def test_blocks_may_end_anywhere(name, options, flatten, monkeypatch):
+    """With blocks of a few rows, larger tensors are cut, and tables where layers do not end."""
+    options = {key: value for key, value in options.items() if key != "lr"}
+    start, gradients, rates = cases.history([(40, 30), (16, 16, 3, 3), (5000,), (7,), (3, 700)], steps=4)
+
+    def trained(engine):
+        optimizer = cases.built(name, cases.tensors(start), engine, flatten, **options)
+        return cases.train(optimizer, gradients, rates)
+
+    whole = trained("tensor")
+    monkeypatch.setattr("optim.engine.chunks.SMALL", 2048)
+    for module in ("chunks", "layout"):
+        monkeypatch.setattr(f"optim.engine.{module}.BLOCK_BYTES", 4 * 8 * 1024 // torch.get_num_threads())
+    monkeypatch.setattr("optim.engine.layout.SLAB_BYTES", 4 * 8 * 1024 // torch.get_num_threads())
+    for p, q in zip(trained("rows"), whole, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_later_blocks_join_statistics_of_earlier_ones_in_bf16(name):
+    """A bf16 matrix of several blocks: its columns' statistics are those of all blocks, not of the last."""
+    start, gradients, rates = cases.history([(2048, 1024), (4,)], steps=3)
+
+    def trained(engine):
+        optimizer = cases.built(name, cases.tensors(start, torch.bfloat16), engine)
+        return optimizer, cases.train(optimizer, gradients, rates)
+
+    (rows, [p, _]), (whole, [q, _]) = trained("rows"), trained("tensor")
+    assert len(rows._engine.layout.pieces) > 2
+    torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-6)
+    for key, value in whole.state[q].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(rows.state[p][key], value, rtol=1e-5, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("name", cases.OWN)
