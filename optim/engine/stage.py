@@ -59,7 +59,7 @@ class Stage:
         by_row: bool = False,
         goes_on: frozenset[str] = frozenset(),
     ) -> list[Tensor]:
-        """Work on one piece and return its sums: of each row, or of the whole piece.
+        """Work on one chunk and return its sums: of each row, or of the whole chunk.
 
         Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The
         gradient is only read. Marginals of arrays in `goes_on` are joined with what stands there.
@@ -121,10 +121,10 @@ def stages_of(
 ) -> list[tuple[Stage, Function | None]]:
     """Pair each function of numbers with the function of layers that follows it."""
     pairs = []
-    for function, judge in zip(functions[::2], (*functions[1::2], None), strict=False):
+    for function, layerwise in zip(functions[::2], (*functions[1::2], None), strict=False):
         assert function is not None
-        asked = arguments(judge) if judge else ()
-        pairs.append((Stage(function, tuple(name for name in asked if name not in layer_states)), judge))
+        asked = arguments(layerwise) if layerwise else ()
+        pairs.append((Stage(function, tuple(name for name in asked if name not in layer_states)), layerwise))
     return pairs
 
 

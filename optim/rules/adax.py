@@ -9,7 +9,7 @@ from optim.arithmetic import Values, add, plus
 from optim.rule import Rule
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
     g = plus(g, p, h.coupled)
     m.lerp_(g, h.gain)
     add(v.mul_(h.keep), g, h.take, times=g)
@@ -42,7 +42,7 @@ class AdaX(Rule):
     decoupled: bool = False
 
     elements = ("m", "v")
-    stages = (move,)
+    stages = (apply,)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
     c = m.lerp(g, h.gain1)
     add(p, p, -h.lr, h.weight_decay)
     return {"p": add(p, c.sign_(), -h.lr), "m": m.lerp_(g, h.gain2)}
@@ -34,7 +34,7 @@ class Lion(Rule):
     weight_decay: float = 0.0
 
     elements = ("m",)
-    stages = (move,)
+    stages = (apply,)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

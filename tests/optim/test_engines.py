@@ -72,7 +72,7 @@ def test_later_blocks_join_statistics_of_earlier_ones_in_bf16(name):
         return optimizer, cases.train(optimizer, gradients, rates)
 
     (rows, [p, _]), (whole, [q, _]) = trained("rows"), trained("tensor")
-    assert len(rows._engine.layout.pieces) > 2
+    assert len(rows._engine.layout.chunks) > 2
     torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-6)
     for key, value in whole.state[q].items():
         if isinstance(value, torch.Tensor):
