@@ -236,7 +236,7 @@ def measure(
 
 
 def main() -> int:
-    """Measure, print, and judge by the bars."""
+    """Measure, print, and compare with the bars."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="optimizer-step-") as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # or what was compiled before would be looked up

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ROW = 1024
-"""Numbers per row; a row never crosses a parameter, so whatever is known per row is known per layer."""
+"""Numbers per row; a row never crosses a parameter, so what is known per row is known per layer."""
 
 
 HUGE_FROM_BYTES = 2**23
@@ -34,7 +34,7 @@ def zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the tensor fills its stretch of memory exactly, in whatever order of dimensions."""
+    """Whether the tensor fills its stretch of memory exactly, in any order of dimensions."""
     return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
 
 
@@ -93,7 +93,7 @@ class FlatBuffers(BufferLayout):
         self.adopt()
 
     def adopt(self) -> bool:
-        """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`).
+        """Copy back into the buffers what was moved out of them (`.data = …`, `assign=True`).
 
         A gradient that is None stays None: its parameter takes no part in the step. Nothing is done, and
         False returned, where a parameter has got another dtype or device than its buffer's.

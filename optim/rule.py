@@ -24,7 +24,7 @@ class Rule(FlatOptimizer):
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one, which works them out
-      again where it gets None (in compiled code, to which memory is dearer than arithmetic);
+      again where it gets None (in compiled code, where memory costs more than arithmetic);
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
     * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays
       by name and return a dict: p, states and scratch are written; what the next stage asks for by name are
@@ -75,7 +75,7 @@ class Rule(FlatOptimizer):
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
-        """Numbers of step t = 1, 2, … beside the hyperparameters, in double precision."""
+        """Numbers of step t = 1, 2, … in addition to the hyperparameters, in double precision."""
         return {}
 
     @classmethod

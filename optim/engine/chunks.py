@@ -12,8 +12,7 @@ from optim.engine.stage import is_option
 from optim.flat import ROW, BufferLayout, is_dense, rows_of
 
 BLOCK_BYTES = 2**20
-"""Bytes that all arrays of a block take without a compiler, for each thread: as much as a core's own cache
-holds. Smaller blocks cost more in calls than they save in memory traffic."""
+"""Bytes of a block without a compiler, for each thread: its core's cache holds them, calls stay few."""
 
 SLAB_BYTES = 2**21
 """The same of a layer whose dimensions matter: its marginals are written once for each block."""
@@ -66,7 +65,7 @@ class LayerCohort:
     options: tuple[Any, ...] = ()
 
     def take(self, numbers: dict[str, Any]) -> None:
-        """Go on with the numbers of another step."""
+        """Set the numbers of a step."""
         self.numbers = numbers
         self.options = tuple(value for value in numbers.values() if is_option(value))
 
@@ -86,7 +85,7 @@ class Layer:
         return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
     def like_parameter(self) -> Arrays:
-        """Parameter, gradient and the states that are not one number; all alike where there is no form."""
+        """Parameter, gradient and the states that are not one number; all alike without a `TensorView`."""
         p = self.parameter.detach()
         states = {name: x for name, x in self.tensors().items() if name not in self.shapes.layer_states}
         return {"p": p, "g": self.gradient.detach(), **states}
@@ -127,9 +126,7 @@ class Chunk:
 
 
 def block_numbers(device: torch.device, arrays: int, block_bytes: int) -> int:
-    """Numbers per block of so many arrays: on a CPU as many as `block_bytes` hold for each thread, with two
-    temporary arrays; elsewhere enough to keep a device busy.
-    """
+    """Numbers per block of so many arrays and two temporary ones: `block_bytes` per thread on a CPU."""
     return block_bytes // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 

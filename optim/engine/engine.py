@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from optim.engine.chunks import Chunk, EngineName, Layer
-from optim.engine.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler
+from optim.engine.compiler import compiled, expect_any_size, has_compiler
 from optim.engine.layout import Layout
 from optim.engine.scalars import ChunkScalars, LayerScalars
 from optim.engine.stage import Function, Stage, arguments
@@ -68,7 +68,7 @@ class Engine:
         if chunk.compiled:
             h = numbers.of(chunk) if by_row else numbers.as_tensors(chunk)
             if stage not in chunk.calls:
-                (expect_any_rows if by_row else expect_any_shape)(chunk.arrays, h.values())
+                expect_any_size(chunk.arrays, h.values(), by_row)
             elif (call := chunk.calls[stage]) is not None:
                 return call(h, chunk.arrays)
             found, chunk.calls[stage] = compiled(stage).run(stage.pick(h), chunk.arrays, by_row)

@@ -29,9 +29,6 @@ from optim.flat import BufferLayout, FlatBuffers, view_like, zeros
 class Layout:
     """The chunks of the layers that take part in a step.
 
-    A layout holds no truth. States are the optimizer's; a list of layers that it has not seen is arranged
-    anew, whatever was moved, replaced or converted.
-
     Args:
         engine: the engine that works on the chunks. All but "tensor", where nothing is flat, copy small
             layers side by side into one table for the step.
@@ -44,7 +41,7 @@ class Layout:
         self.tables: list[tuple[list[Chunk], RowScalars]] = []
         self._engine = self._engine_of_numbers = engine
         self._gathered: BufferLayout | None = None
-        self._scratch: dict[Tensor, Arrays] = {}
+        self._scratch: list[Arrays] = []
         self._buffers: dict[str, list[Tensor]] = {}
         self._arranged: Sequence[Layer] = ()
         self._views: list[tuple[Chunk, torch.Size, tuple[int, ...], int]] = []
@@ -84,7 +81,7 @@ class Layout:
         ]
         order = sorted(range(len(layers)), key=lambda place: not small[place])
         self.layers = layers = [layers[place] for place in order]
-        self.chunks, self.wholes, self._gathered = [], [], None
+        self.chunks, self.wholes, self._scratch, self._gathered = [], [], [], None
         if any(small):
             self._gathered = BufferLayout(layer.parameter for layer in layers[: sum(small)])
         if (places := flat or self._gathered) is not None:
@@ -146,15 +143,13 @@ class Layout:
         return torch.segment_reduce(sums, "sum", lengths=self._counts, axis=0)
 
     def _scratch_of(self, layer: Layer, view: TensorView | None) -> Arrays:
-        """Arrays that stages leave for later ones: kept, since fresh memory is dear."""
-        p = layer.parameter
-        scratch = self._scratch.setdefault(p, {})
-        shapes = dict.fromkeys(self._kept(layer), p.shape) if view is None else view.scratch
-        for name, shape in shapes.items():
-            if name not in scratch or not _suits(scratch[name], p, torch.Size(shape), view is None):
-                dtype = compute_dtype(p)
-                alike = view is None
-                scratch[name] = torch.empty_like(p, dtype=dtype) if alike else p.new_empty(shape, dtype=dtype)
+        """Arrays that stages leave for later ones: kept between steps, since fresh memory takes time."""
+        p, dtype = layer.parameter, compute_dtype(layer.parameter)
+        if view is None:
+            scratch = {name: torch.empty_like(p, dtype=dtype) for name in self._kept(layer)}
+        else:
+            scratch = {name: p.new_empty(shape, dtype=dtype) for name, shape in view.scratch.items()}
+        self._scratch.append(scratch)
         return scratch
 
     def _kept(self, layer: Layer) -> tuple[str, ...]:
@@ -220,9 +215,3 @@ def _viewed(x: Tensor, name: str, view: TensorView, shape: torch.Size) -> Tensor
     if name in view.views:
         return x.view(view.views[name])
     return x.view(view.views["p"]) if x.shape == shape else x
-
-
-def _suits(scratch: Tensor, p: Tensor, shape: torch.Size, alike: bool) -> bool:
-    """Whether an array of an earlier step serves this parameter still."""
-    as_before = scratch.shape == shape and scratch.dtype == compute_dtype(p) and scratch.device == p.device
-    return as_before and (not alike or scratch.stride() == p.stride())

@@ -146,8 +146,7 @@ class ChunkScalars:
         numbers = self._mentioned(self._layers[chunk.layer].cohort)
         if chunk.spans:
             return numbers | {name: chunk.columns[name] for name in self._columns}
-        own = self._own_of(chunk)
-        return numbers | own if own else numbers
+        return numbers | self._own_of(chunk)
 
     def as_tensors(self, chunk: Chunk) -> dict[str, Any]:
         """Numbers all as tensors of no dimension: a compiler would take a float for a constant."""

@@ -97,8 +97,9 @@ def _names_in(function: Function, code: CodeType) -> Iterator[str]:
         if isinstance(constant, CodeType):
             yield from _names_in(function, constant)
     for name in code.co_names:
-        other = function.__globals__.get(name)
-        if isinstance(other, FunctionType) and other.__module__ == function.__module__:
+        other: Any = function.__globals__.get(name)
+        follows = isinstance(other, FunctionType) and other is not function
+        if follows and other.__module__ == function.__module__:
             yield from _names_in(other, other.__code__)
 
 
@@ -130,7 +131,7 @@ def stages_of(
 
 @cache
 def arguments(function: Function) -> tuple[str, ...]:
-    """The names that a rule's function takes beside `h`."""
+    """The names that a rule's function takes after `h`."""
     return tuple(inspect.getfullargspec(function).args[1:])
 
 
@@ -140,23 +141,18 @@ def _numbers_type(names: tuple[str, ...]) -> Any:
 
 
 def _join(target: Tensor, marginal: Marginal, goes_on: bool) -> None:
-    part = joined(*marginal, target.shape)
-    if not goes_on:
-        target.copy_(part)
-    elif marginal.how == "sum":
-        target.add_(part)
-    else:
-        torch.maximum(target, part, out=target)
-
-
-def joined(x: Tensor, how: str, shape: torch.Size) -> Tensor:
-    """The "sum" or "amax" of x over the dimensions in which `shape` has size 1."""
+    """Write a marginal over the dimensions in which the target has size 1, or join it with what is there."""
+    x, how = marginal
     reduce = getattr(torch, how)
-    dimensions = [d for d, (size, left) in enumerate(zip(x.shape, shape, strict=True)) if left == 1 != size]
+    sizes = zip(x.shape, target.shape, strict=True)
+    dimensions = [d for d, (size, left) in enumerate(sizes) if left == 1 != size]
     if 0 in dimensions and torch.compiler.is_compiling() and x.shape[0] >= 16:
         # Compiled code that runs down columns is slow: there eight neighbours are joined first.
         eights = x.shape[0] // 8
         rest = x[eights * 8 :] if how == "sum" else x[-8:]
         x = reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1)
         x = torch.cat([reduce(x, 0, keepdim=True), reduce(rest, 0, keepdim=True)])
-    return reduce(x, dimensions, keepdim=True) if dimensions else x
+    part = reduce(x, dimensions, keepdim=True) if dimensions else x
+    if goes_on:
+        part = target + part if how == "sum" else torch.maximum(target, part)
+    target.copy_(part)

@@ -37,8 +37,10 @@ def agree(name, one, other):
                     if key == "log_s":  # an inner product of unrelated vectors, whose terms cancel
                         torch.testing.assert_close(mine, value, rtol=1e-3, atol=1e-6)
                         continue
+                    # A single number's steps may cancel: then fp32's rounding of what they were shows.
+                    floor = 1e-12 if value.dim() else 4e-9
                     torch.testing.assert_close(
-                        mine, value, rtol=0, atol=2e-6 * float(value.abs().max()) + 1e-12
+                        mine, value, rtol=0, atol=2e-6 * float(value.abs().max()) + floor
                     )
 
 
@@ -174,7 +176,7 @@ def test_nothing_is_kept_that_grows(name, engine, flatten):
         held = [
             v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)
         ]
-        held += [x for scratch in layout._scratch.values() for x in scratch.values()]
+        held += [x for scratch in layout._scratch for x in scratch.values()]
         held += [x for buffers in layout._buffers.values() for x in buffers]
         return sorted(x.data_ptr() for x in held)
 
