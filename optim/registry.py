@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
-from optim.flattening import Flattening
+from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
 
@@ -20,16 +20,16 @@ _MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "eng
 """Constructor arguments that say how to compute, not what."""
 
 
-def _with_flat(kind: type[torch.optim.Optimizer]) -> type[Flattening]:
+def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
     """Torch's optimizer with `flat` and `zero_grad` of ours, under a name that pickle finds here."""
     name = f"Flat{kind.__name__}"
-    globals()[name] = type(name, (Flattening, kind), {"__module__": __name__, "step": _settled_step(kind)})
+    globals()[name] = type(name, (FlatOptimizer, kind), {"__module__": __name__, "step": _settled_step(kind)})
     return globals()[name]
 
 
 def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        self.settle()
+        self.adopt()
         return kind.step(self, closure)
 
     return step
@@ -56,7 +56,7 @@ def names() -> tuple[str, ...]:
     return (*FROM_TORCH, *rules())
 
 
-def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> Flattening:
+def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> FlatOptimizer:
     """The optimizer of that name over parameters or parameter groups.
 
     Args:
@@ -83,7 +83,8 @@ def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) ->
     if entry.fused and _can_fuse(params):
         hyper["fused"] = True
     optimizer = _FLAT[entry.kind](params, **hyper)
-    optimizer.flatten(flatten)
+    if flatten:
+        optimizer.flatten()
     return optimizer
 
 
@@ -109,7 +110,7 @@ def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *
         return 0
     if name in rules():
         rule = rules()[name](params, **hyper)
-        states = [rule.begin(p, rule.param_groups[0]) for p in params]
+        states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
     else:
         states = _torchs_states(name, params, hyper)
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))

@@ -138,7 +138,7 @@ def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float]:
     """Turn the summed gradient of the scaled loss into that of the mean loss, clipped if the recipe says so;
     return the loss and the norm before clipping.
     """
-    gradients = training.optimizer.buffers.gradients
+    gradients = training.optimizer.flat.gradients
     squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
     total, count, *squared = torch.cat([sums[:2], squares]).tolist()  # the step's one wait for a GPU
     count = count or math.nan  # `_skip` tells that no example counted

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_echo import EchoLoader, Schedule
-from optim import FlatOptimizer
+from optim.flat import FlatOptimizer
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution
 from trainer.compute.forward_backward import ForwardBackward
@@ -79,7 +79,7 @@ class Training:
 
     def is_finite(self) -> bool:
         """Whether every parameter is."""
-        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.buffers.parameters)
+        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.flat.parameters)
 
     def execute(self, execution: Execution) -> None:
         """Compute the steps from here on as `execution` says."""
