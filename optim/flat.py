@@ -1,9 +1,11 @@
 """Parameters and gradients in flat buffers, one per (dtype, device), in rows of 1024 numbers."""
 
 import contextlib
+import inspect
 import itertools
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -35,7 +37,22 @@ def zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the tensor fills its stretch of memory exactly, in any order of dimensions."""
-    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method of torch's optimizers without its decorators, for `plain(method)(…)`.
+
+    They only keep torch's compiler out, and import it for that at the first call, which takes a second.
+    """
+    return MethodType(inspect.unwrap(method), method.__self__)  # type: ignore[attr-defined]
 
 
 def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
@@ -172,14 +189,22 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients; flat ones in place, also with `set_to_none`."""
-        super().zero_grad(set_to_none)
+        plain(super().zero_grad)(set_to_none)
         if (flat := self.flat_or_none) is not None:
             flat.zero_grad()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; flat buffers are built anew to hold it."""
-        super().add_param_group(param_group)
+        plain(super().add_param_group)(param_group)
         self._flat = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch has it."""
+        return plain(super().state_dict)()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch has it."""
+        plain(super().load_state_dict)(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_flatten": self._flatten}

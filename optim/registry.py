@@ -30,7 +30,8 @@ def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
 def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         self.adopt()
-        return kind.step(self, closure)
+        with torch.no_grad():
+            return inspect.unwrap(kind.step)(self, closure)  # see `plain`
 
     return step
 
@@ -108,27 +109,33 @@ def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *
     params = [_on_meta(given) for given in params_or_shapes]
     if not params:
         return 0
-    if name in rules():
-        rule = rules()[name](params, **hyper)
-        states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
-    else:
-        states = _torchs_states(name, params, hyper)
+    if name not in rules():
+        bytes_of = {dtype: _torchs_bytes(name, dtype, hyper) for dtype in {p.dtype for p in params}}
+        return sum(p.numel() * bytes_of[p.dtype][0] + bytes_of[p.dtype][1] for p in params)
+    rule = rules()[name](params, **hyper)
+    states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
 
-def _torchs_states(name: str, params: list[nn.Parameter], hyper: dict[str, Any]) -> list[dict[str, Any]]:
-    entry = FROM_TORCH[name]
-    kind: Any = entry.kind
-    optimizer = kind(params, **(entry.fixed | entry.defaults | hyper), foreach=False)
-    for p in params:
-        p.grad = torch.empty_like(p)
+def _torchs_bytes(name: str, dtype: torch.dtype, hyper: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of state per number of a parameter, and per parameter, as a step on two numbers shows them:
+    torch's rules keep arrays like the parameter, and single numbers.
+    """
+    entry, p = FROM_TORCH[name], nn.Parameter(torch.zeros(2, dtype=dtype))
+    kind: Any = _FLAT[entry.kind]
+    optimizer = kind([p], **(entry.fixed | entry.defaults | hyper), foreach=False)
+    p.grad = torch.zeros_like(p)
     optimizer.step()
-    return [optimizer.state[p] for p in params]
+    values = [value for value in optimizer.state[p].values() if isinstance(value, Tensor)]
+    like_p = [value.element_size() for value in values if value.shape == p.shape]
+    return sum(like_p), sum(value.nbytes for value in values if value.shape != p.shape)
 
 
 def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:
     if isinstance(given, Tensor):
-        return nn.Parameter(torch.empty_like(given, device="meta"))
+        return nn.Parameter(
+            torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
+        )
     return nn.Parameter(torch.empty(tuple(given), device="meta"))
 
 

@@ -143,7 +143,12 @@ class Rule(FlatOptimizer):
         dtype = compute_dtype(p)
         for name, shape in self.state_shapes(group, p.shape).items():
             alike = shape == p.shape
-            state[name] = torch.zeros_like(p, dtype=dtype) if alike else p.new_zeros(shape, dtype=dtype)
+            if not alike:
+                state[name] = p.new_zeros(shape, dtype=dtype)
+            elif p.is_meta:  # of which zeros_like would import sympy
+                state[name] = p.new_empty_strided(shape, p.stride(), dtype=dtype)
+            else:
+                state[name] = torch.zeros_like(p, dtype=dtype)
         return state
 
     def scalars_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:

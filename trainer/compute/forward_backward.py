@@ -70,7 +70,8 @@ class ForwardBackward:
         model = self._compiled_model if execution.compiled else self.model
         with autocast(self.precision, self.device):
             loss, count = self.task.loss(model, batch)
-        loss.backward(torch.full_like(loss, self.scale.value))
+        # Not backward(scale): a gradient argument would import sympy.
+        (loss if self.scale.value == 1 else loss * self.scale.value).backward()
         self.statistics[0] = loss.detach()
         self.statistics[1] = count
         self.statistics[2:] = self.norms.statistics
