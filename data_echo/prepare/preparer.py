@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from data_echo.draws import Draw
 from data_echo.errors import DataError, ExampleError
 from data_echo.order.hashing import Ints
+from data_echo.prepare.example_form import ExampleForm, PreparedArrays
 from data_echo.sources.source import Source
-
-PreparedArrays = dict[str, np.ndarray]
 
 
 class PreparingTask(Protocol):
@@ -104,31 +101,49 @@ class PrepareWorker:
         self._seed = seed
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
+        self._forms: dict[str, ExampleForm] = {}
 
     def prepare(self, request: PrepareRequest) -> PreparedResult:
         """Prepare a request's examples.
 
         Raises:
             ExampleError: an example could not be read or prepared.
-            DataError: the task cannot be built, or prepared examples do not fit together.
+            DataError: the task cannot be built, or an example's keys, dtypes or shapes differ from those of
+                the split's first example.
         """
         started = time.perf_counter()
-        task, source = self._opened(request.split)
+        form = self._form(request.split)
         prepared: list[dict[str, Any]] = []
+        used: list[int] = []
         skipped: list[ExampleError] = []
-        passes, indices = request.pass_number.tolist(), request.index.tolist()
-        for pass_number, index in zip(passes, indices, strict=True):
-            for candidate in self._candidates(index, len(source)):
-                try:
-                    draw = Draw(self._seed, "prepare", pass_number, candidate)
-                    prepared.append(task.prepare(source[candidate], draw))
-                    break
-                except Exception as error:
-                    skipped.append(_example_error(request.split, source, candidate, error))
-            else:
-                raise skipped[-1]
-        arrays = stacked(prepared, f"{request.split}: prepare")
+        for pass_number, index in zip(request.pass_number.tolist(), request.index.tolist(), strict=True):
+            candidate, example, errors = self._prepared(request.split, pass_number, index)
+            prepared.append(example)
+            used.append(candidate)
+            skipped += errors
+        source = self._sources[request.split]
+        arrays = form.stacked(prepared, lambda number: _named(source, used[number]))
         return PreparedResult(arrays, time.perf_counter() - started, skipped)
+
+    def _prepared(self, split: str, pass_number: int, index: int) -> tuple[int, Any, list[ExampleError]]:
+        """An example, or the next good one: its number, what it became, and the errors of those before."""
+        task, source = self._opened(split)
+        errors: list[ExampleError] = []
+        for candidate in self._candidates(index, len(source)):
+            try:
+                draw = Draw(self._seed, "prepare", pass_number, candidate)
+                return candidate, task.prepare(source[candidate], draw), errors
+            except Exception as error:
+                errors.append(_example_error(split, source, candidate, error))
+        raise errors[-1]
+
+    def _form(self, split: str) -> ExampleForm:
+        """The form of a split's examples: that of its first good one."""
+        if split not in self._forms:
+            first, example, _ = self._prepared(split, 0, 0)
+            named = _named(self._sources[split], first)
+            self._forms[split] = ExampleForm.of(example, f"{split}: prepare", named)
+        return self._forms[split]
 
     def _candidates(self, index: int, examples: int) -> Iterator[int]:
         """The example itself, then those that may replace it."""
@@ -150,24 +165,9 @@ class PrepareWorker:
         return self._task, self._sources[split]
 
 
-def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
-    """Stacked examples: one array [n, ...] for each key.
-
-    Raises:
-        DataError: keys or shapes differ from one example to another.
-    """
-    arrays = {}
-    for name in examples[0]:
-        try:
-            arrays[name] = np.stack([example[name] for example in examples])
-        except KeyError:
-            raise DataError(f"{where}: {name}: missing in some examples", "the same keys in all") from None
-        except ValueError:
-            shapes = sorted({np.shape(example[name]) for example in examples})
-            raise DataError(
-                f"{where}: {name}: shapes {shapes}", "one shape for all (pad ragged ones)"
-            ) from None
-    return arrays
+def _named(source: Source, index: int) -> str:
+    origin = getattr(source, "origin", None)
+    return f"example {index} ({origin(index)})" if origin else f"example {index}"
 
 
 def _example_error(split: str, source: Source, index: int, error: Exception) -> ExampleError:
