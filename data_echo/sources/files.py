@@ -76,6 +76,36 @@ class FileSet:
         ]
 
 
+class OpenFiles:
+    """The latest files of a set, few of them open; a local one that has changed since then is refused."""
+
+    def __init__(self, files: FileSet) -> None:
+        self._files = files
+        self._stamps = {name: _stamp(os.stat(name)) for name in files.names if "://" not in name}
+        self._opened: OrderedDict[str, Any] = OrderedDict()
+
+    def file(self, name: str) -> Any:
+        """Seekable binary file object.
+
+        Raises:
+            DataError: the file has changed, or cannot be opened any more.
+        """
+        try:
+            if name not in self._opened:
+                self._opened[name] = self._files.open(name)
+            file = _latest(self._opened, name, _OPEN_FILES)
+            if name in self._stamps and _stamp(os.fstat(file.fileno())) != self._stamps[name]:
+                raise DataError(f"files: {name}: changed while it was in use", "data that stay as they are")
+        except OSError as error:
+            raise DataError(f"files: {name}: {error.strerror or error}", "data that stay there") from None
+        return file
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    """What changes with the contents of a file: its size and time of change."""
+    return status.st_size, status.st_mtime_ns
+
+
 class RangeReader:
     """Random access to byte ranges of files.
 
@@ -83,27 +113,32 @@ class RangeReader:
     chunks of 4 MiB are fetched, since every request takes its time, and the latest are kept.
 
     Args:
+        files: the set that the files belong to.
         cache_bytes: the most bytes of chunks that are kept; at least one chunk is.
     """
 
-    def __init__(self, cache_bytes: int) -> None:
+    def __init__(self, files: FileSet, cache_bytes: int) -> None:
         self._most_chunks = max(1, cache_bytes // _CHUNK_BYTES)
         self._chunks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._opened: OrderedDict[str, Any] = OrderedDict()
+        self._opened = OpenFiles(files)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of a file."""
-        if "://" not in name:
-            return os.pread(self._file(name).fileno(), size, offset)
-        chunks = range(offset // _CHUNK_BYTES, (offset + size - 1) // _CHUNK_BYTES + 1)
-        data = b"".join(self._chunk(name, number) for number in chunks)
-        begin = offset % _CHUNK_BYTES
-        return data[begin : begin + size]
+        """Bytes [offset, offset + size) of a file.
 
-    def _file(self, name: str) -> Any:
-        if name not in self._opened:
-            self._opened[name] = open(name, "rb", buffering=0)  # noqa: SIM115 (closed when it is evicted)
-        return _latest(self._opened, name, _OPEN_FILES)
+        Raises:
+            DataError: they are not there, or the file has changed.
+        """
+        if "://" not in name:
+            data = _read(self._opened.file(name).fileno(), offset, size)
+        else:
+            chunks = range(offset // _CHUNK_BYTES, (offset + size - 1) // _CHUNK_BYTES + 1)
+            begin = offset % _CHUNK_BYTES
+            data = b"".join(self._chunk(name, number) for number in chunks)[begin : begin + size]
+        if len(data) != size:
+            raise DataError(
+                f"files: {name}: {len(data)} of {size} bytes from {offset} on", "data that stay as they are"
+            )
+        return data
 
     def _chunk(self, name: str, number: int) -> bytes:
         if (name, number) not in self._chunks:
@@ -113,6 +148,14 @@ class RangeReader:
             begin = number * _CHUNK_BYTES
             self._chunks[name, number] = filesystem.cat_file(path, begin, begin + _CHUNK_BYTES)
         return _latest(self._chunks, (name, number), self._most_chunks)
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    """Bytes of a file; the system gives 2 GiB at once at most."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _latest(kept: OrderedDict[Any, Any], key: Any, most: int) -> Any:

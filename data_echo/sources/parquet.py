@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_echo.errors import DataError
-from data_echo.sources.files import FileSet
-
-_Column = Callable[[int], Any]
+from data_echo.sources.files import FileSet, OpenFiles
+from data_echo.sources.parquet_columns import ParquetColumn, column_of, given_type
 
 
 class ParquetSource:
     """Rows of Parquet files, by number.
 
     An example is a dict of its columns: numbers as NumPy scalars, lists as arrays, text as str, bytes as
-    memoryviews, and a Hugging Face image (`struct{bytes, path}`) as its bytes. Row groups are read whole and
-    the latest are kept in memory.
+    memoryviews, a Hugging Face image (`struct{bytes, path}`) as its bytes, nulls as None, and everything else
+    as Arrow gives it to Python. A column has one type in all files; dictionaries, and long and short ways of
+    storing text, bytes and lists, count as one. Row groups are read whole and the latest are kept in memory,
+    and few files are open at a time.
 
     Args:
         files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec
@@ -32,7 +33,8 @@ class ParquetSource:
             rows (`batch.shuffle` in a recipe); otherwise nearly every example costs the reading of a group.
 
     Raises:
-        DataError: there is no such file or column.
+        DataError: there is no such file or column, a column is missing in a file, stands there twice or has
+            another type, or the files have no rows.
     """
 
     def __init__(
@@ -42,27 +44,23 @@ class ParquetSource:
         *,
         cache_bytes: int = 2**30,
     ) -> None:
-        import pyarrow.parquet
-
         self._files = FileSet(files, ".parquet")
-        self._readers: list[Any] = []
-        for name in self._files.names:
-            try:
-                self._readers.append(pyarrow.parquet.ParquetFile(self._files.open(name)))
-            except (OSError, ValueError) as error:
-                raise DataError(f"parquet: {name}: {error}", "a whole Parquet file") from None
+        self._opened = OpenFiles(self._files)
+        self._readers = [_ParquetFile(name, self._opened) for name in self._files.names]
         self._columns = self._checked(columns)
         groups = [
             (file, group)
             for file, reader in enumerate(self._readers)
-            for group in range(reader.num_row_groups)
+            for group in range(reader.metadata.num_row_groups)
         ]
         rows = [self._readers[file].metadata.row_group(group).num_rows for file, group in groups]
         self._groups = groups
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._cache: OrderedDict[int, tuple[dict[str, _Column], int]] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[dict[str, ParquetColumn], int]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
+        if not len(self):
+            raise DataError(f"parquet: {files}: no rows in {len(self._readers)} files", "at least one row")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -105,14 +103,30 @@ class ParquetSource:
         return total
 
     def _checked(self, columns: Sequence[str] | None) -> list[str]:
-        known = self._readers[0].schema_arrow.names
-        for name in columns or ():
-            if name not in known:
+        """The columns to read, after a look at the schema of every file."""
+        first = self._readers[0]
+        wanted = list(columns or first.schema_arrow.names)
+        for reader in self._readers:
+            known = reader.schema_arrow.names
+            for name in wanted:
+                if known.count(name) != 1:
+                    what = (
+                        f"is not in {reader.name}" if name not in known else f"stands twice in {reader.name}"
+                    )
+                    raise DataError(f"parquet: columns: {name!r} {what}", f"one of {', '.join(known)}")
+                one, other = (each.schema_arrow.field(name).type for each in (first, reader))
+                if given_type(one) != given_type(other):
+                    raise DataError(
+                        f"parquet: columns: {name!r} is {one} in {first.name}, {other} in {reader.name}",
+                        "one type in all files: write them again with one schema",
+                    )
+            more = [name for name in known if name not in wanted and columns is None]
+            if more:
                 raise DataError(
-                    f"parquet: columns: {name!r} is not in {self._files.names[0]}",
-                    f"one of {', '.join(known)}",
+                    f"parquet: columns: {more[0]!r} is in {reader.name}, but not in {first.name}",
+                    "the same columns in all files, or the names of those to read: `columns=[...]`",
                 )
-        return list(columns or known)
+        return wanted
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -120,13 +134,13 @@ class ParquetSource:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         return group, index - int(self._starts[group])
 
-    def _group(self, number: int) -> dict[str, _Column]:
+    def _group(self, number: int) -> dict[str, ParquetColumn]:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number][0]
         file, group = self._groups[number]
         table = self._readers[file].read_row_group(group, columns=self._columns, use_threads=False)
-        columns = {name: _column(table.column(name).combine_chunks()) for name in self._columns}
+        columns = {name: column_of(table.column(name)) for name in self._columns}
         self._cache[number] = (columns, table.nbytes)
         self._cached_bytes += table.nbytes
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
@@ -134,19 +148,26 @@ class ParquetSource:
         return columns
 
 
-def _column(array: Any) -> _Column:
-    """Fast access to one column of a row group, by row."""
-    import pyarrow.types as types
+class _ParquetFile:
+    """The footer of a file, which is opened again when rows are read."""
 
-    if types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
-        array = array.field("bytes")
-    if types.is_binary(array.type) and not array.null_count:
-        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :]
-        data = memoryview(array.buffers()[2]).cast("B")
-        bounds = offsets.tolist()
-        return lambda row: data[bounds[row] : bounds[row + 1]]
-    if (types.is_integer(array.type) or types.is_floating(array.type)) and not array.null_count:
-        return array.to_numpy(zero_copy_only=False).__getitem__
-    if types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
-        return lambda row: np.asarray(array[row].values)
-    return lambda row: array[row].as_py()
+    def __init__(self, name: str, opened: OpenFiles) -> None:
+        from pyarrow import ArrowException
+
+        self.name = name
+        self._opened = opened
+        self.metadata: Any = None
+        try:
+            reader = self._reader()
+            self.metadata, self.schema_arrow = reader.metadata, reader.schema_arrow
+        except (OSError, ValueError, ArrowException) as error:
+            raise DataError(f"parquet: {name}: {error}", "a whole Parquet file") from None
+
+    def read_row_group(self, group: int, **how: Any) -> Any:
+        """Table of a row group."""
+        return self._reader().read_row_group(group, **how)
+
+    def _reader(self) -> Any:
+        from pyarrow.parquet import ParquetFile
+
+        return ParquetFile(self._opened.file(self.name), metadata=self.metadata)

@@ -36,7 +36,7 @@ class TarSource:
         self._indices = [indexed(self._shards, name) for name in self._shards.names]
         self._ends = np.cumsum([len(index) for index in self._indices])
         self._cache_bytes = cache_bytes
-        self._reader = RangeReader(cache_bytes)
+        self._reader = RangeReader(self._shards, cache_bytes)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
