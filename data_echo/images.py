@@ -29,8 +29,8 @@ except ImportError:  # the extra `fast-jpeg`: several times faster on small imag
     simplejpeg = None
 
 
-# What a JPEG with an orientation holds: the heading of EXIF, or the tag's name in XMP.
-_ORIENTED = (b"Exif\0\0", b"tiff:Orientation")
+_ENCODED = (bytes, bytearray, memoryview)
+_EXIF, _IN_XMP = b"Exif\0\0", b"tiff:Orientation"  # one of them is in every JPEG with an orientation
 _ORIENTATION = 274  # EXIF's number of the tag
 _TURNS = {
     2: lambda image: image[:, ::-1],
@@ -52,7 +52,7 @@ def decode(data: bytes | memoryview) -> Image:
     Raises:
         DataError: the bytes are not a whole image, it has too many pixels, or its range is not known.
     """
-    if not isinstance(data, bytes | bytearray | memoryview):
+    if not isinstance(data, _ENCODED):
         raise DataError(f"image: a {type(data).__name__}", "the bytes of a JPEG or PNG")
     if simplejpeg is not None and simplejpeg.is_jpeg(data):
         try:
@@ -60,7 +60,7 @@ def decode(data: bytes | memoryview) -> Image:
             if colours in _SAME_COLOURS and height * width <= _MOST_PIXELS:
                 image = simplejpeg.decode_jpeg(data, "RGB")
                 encoded = bytes(data)
-                return _turned(image, encoded) if any(mark in encoded for mark in _ORIENTED) else image
+                return _turned(image, encoded) if _EXIF in encoded or _IN_XMP in encoded else image
         except ValueError:
             pass  # damaged: PIL decides, as it does without simplejpeg
     return _decode_with_pil(data)
