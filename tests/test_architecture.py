@@ -19,6 +19,14 @@ HOMES = {  # where each foreign library may be imported
     "deepspeed": set(),
     "optuna": set(),
     "yaml": {"trainer/recipe/loader.py"},
+    "pydantic": {"trainer/recipe/*.py"},
+    "pyarrow": {"data_echo/sources/parquet.py"},
+    "PIL": {"data_echo/images.py"},
+    "simplejpeg": {"data_echo/images.py"},
+    "fsspec": {"data_echo/sources/files.py", "cluster/mirror.py"},
+    "safetensors": {"trainer/*.py", "trainer/compute/*.py", "trainer/tracking/*.py"},
+    "click": {"cluster/cli.py"},
+    "rich": {"cluster/console.py"},
 }
 TOP_OF_TRAINER = 18  # entries that a reader of `ls trainer` can take in
 FILES = sorted(path.relative_to(ROOT) for package in BELOW for path in (ROOT / package).rglob("*.py"))

@@ -181,20 +181,27 @@ def _execution(training: Training, state: State | None) -> Execution:
     asked["device"] = training.group.device.type
     if state is not None and state["execution"]["asked"] == asked:
         return Execution(**state["execution"])
-    return replace(Execution() if run.reduction == "exact" else _tuned(training), asked=asked)
+    return replace(_tried(training), asked=asked)
 
 
-def _tuned(training: Training) -> Execution:
+def _tried(training: Training) -> Execution:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
     training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
-    choice = None
+    compute, gradients = training.forward_backward, training.optimizer.buffers.gradients
+    micro_batches = training.plan.micro_batches_at(training.progress.examples)
+    choice = Execution()
     with group.raise_on_all("the first micro-batches"):
-        if group.rank == 0:
+        if group.rank == 0 and run.reduction == "exact":
+            training.execute(choice)
+            autotune.refuse_dependence_on_workers(
+                compute, training.own_micro_batches(micro_batches), gradients
+            )
+        elif group.rank == 0:
             choice = autotune.choose(
-                training.forward_backward,
-                training.own_micro_batches(training.plan.micro_batches_at(training.progress.examples)),
-                training.optimizer.buffers.gradients,
+                compute,
+                training.own_micro_batches(micro_batches),
+                gradients,
                 most=stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
                 threads=cores_per_worker(run.workers),
                 compiled=run.compile,

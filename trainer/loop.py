@@ -169,6 +169,8 @@ def _skip(training: Training, loss: float, norm: float, count: float) -> None:
             f"{scale:g}; the weights are those before this step. Look for bad values in the data, lower "
             "optimizer.lr, lengthen schedule.warmup or set train.clip_norm"
         )
+        if training.recipe.run.reduction == "exact":
+            what += "; with run.reduction exact, sums beyond 2^82 count as not finite"
     raise NotFinite(f"{_where(training)}: {what}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from data_echo import generators
 from data_echo.draws import Draw
 from data_echo.errors import DataError, ExampleError
 from data_echo.order.hashing import Ints
@@ -102,6 +103,7 @@ class PrepareWorker:
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
         self._forms: dict[str, ExampleForm] = {}
+        self._seeds_generators = False  # once the task was seen to draw from them
 
     def prepare(self, request: PrepareRequest) -> PreparedResult:
         """Prepare a request's examples.
@@ -112,37 +114,39 @@ class PrepareWorker:
                 the split's first example.
         """
         started = time.perf_counter()
+        source = self._opened(request.split)[1]
+        before = None if self._seeds_generators else generators.state()
         form = self._form(request.split)
-        prepared: list[dict[str, Any]] = []
-        used: list[int] = []
-        skipped: list[ExampleError] = []
-        for pass_number, index in zip(request.pass_number.tolist(), request.index.tolist(), strict=True):
-            candidate, example, errors = self._prepared(request.split, pass_number, index)
-            prepared.append(example)
-            used.append(candidate)
-            skipped += errors
-        source = self._sources[request.split]
-        arrays = form.stacked(prepared, lambda number: _named(source, used[number]))
+        prepared = [self._prepared(request.split, *place) for place in _places(request)]
+        if before is not None and before != generators.state():
+            self._seeds_generators = True
+            prepared = [self._prepared(request.split, *place) for place in _places(request)]
+        arrays = form.stacked(
+            [each.example for each in prepared], lambda number: _named(source, prepared[number].index)
+        )
+        skipped = [error for each in prepared for error in each.skipped]
         return PreparedResult(arrays, time.perf_counter() - started, skipped)
 
-    def _prepared(self, split: str, pass_number: int, index: int) -> tuple[int, Any, list[ExampleError]]:
-        """An example, or the next good one: its number, what it became, and the errors of those before."""
+    def _prepared(self, split: str, pass_number: int, index: int) -> _Prepared:
+        """An example, or the next good one that replaces it."""
         task, source = self._opened(split)
-        errors: list[ExampleError] = []
+        skipped: list[ExampleError] = []
         for candidate in self._candidates(index, len(source)):
+            if self._seeds_generators:
+                generators.seed(self._seed, "prepare", pass_number, candidate)
             try:
                 draw = Draw(self._seed, "prepare", pass_number, candidate)
-                return candidate, task.prepare(source[candidate], draw), errors
+                return _Prepared(candidate, task.prepare(source[candidate], draw), skipped)
             except Exception as error:
-                errors.append(_example_error(split, source, candidate, error))
-        raise errors[-1]
+                skipped.append(_example_error(split, source, candidate, error))
+        raise skipped[-1]
 
     def _form(self, split: str) -> ExampleForm:
         """The form of a split's examples: that of its first good one."""
         if split not in self._forms:
-            first, example, _ = self._prepared(split, 0, 0)
-            named = _named(self._sources[split], first)
-            self._forms[split] = ExampleForm.of(example, f"{split}: prepare", named)
+            first = self._prepared(split, 0, 0)
+            named = _named(self._sources[split], first.index)
+            self._forms[split] = ExampleForm.of(first.example, f"{split}: prepare", named)
         return self._forms[split]
 
     def _candidates(self, index: int, examples: int) -> Iterator[int]:
@@ -163,6 +167,19 @@ class PrepareWorker:
             cause = f"{type(error).__name__}: {error}"
             raise DataError(f"{split}: task: {cause}", "a task that can be built") from error
         return self._task, self._sources[split]
+
+
+class _Prepared(NamedTuple):
+    """What an example became, its index in the source, and the errors of those that it replaces."""
+
+    index: int
+    example: Any
+    skipped: list[ExampleError]
+
+
+def _places(request: PrepareRequest) -> Iterator[tuple[int, int]]:
+    """Pass and index of each example of a request."""
+    return zip(request.pass_number.tolist(), request.index.tolist(), strict=True)
 
 
 def _named(source: Source, index: int) -> str:

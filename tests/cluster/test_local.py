@@ -120,7 +120,7 @@ def test_what_a_run_may_be_resumed_with_is_said_by_its_user(folder):
     assert refused.process.returncode == 2
     assert "code: my_task.py: is " in refused.output
     assert "data: train.examples: is 63, and the checkpoint was made with 64" in refused.output
-    assert "--accept code --accept data goes on all the same" in refused.output
+    assert "--accept code --accept data resumes all the same" in refused.output
 
     lost = run(*endless, "--resume", "--set", "batch.micro=4", "--accept", "recipe", cwd=folder)
     assert lost.process.returncode == 2

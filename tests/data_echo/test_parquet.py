@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_echo import DataError, ExampleError, InlinePreparer, ParquetSource, PrepareRequest
+from data_echo.sources import parquet
 
 TYPES = ["bool", "int8", "int32", "int64", "uint8", "float", "double", "string", "binary", "date32", "null"]
 
@@ -148,9 +149,7 @@ def test_values_of_other_types_are_arrow_s(tmp_path: Path) -> None:
 
 
 def test_columns_in_several_pieces_are_read_by_row() -> None:
-    from data_echo.sources.parquet_columns import column_of
-
-    column = column_of(pa.chunked_array([pa.array([b"a", b"b"]), pa.array([b"c"])]))
+    column = parquet._column_of(pa.chunked_array([pa.array([b"a", b"b"]), pa.array([b"c"])]))
     assert [bytes(column(row)) for row in (2, 0, 1)] == [b"c", b"a", b"b"]
 
 

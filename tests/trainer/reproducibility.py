@@ -22,6 +22,7 @@ from trainer.plan.inputs import Inputs
 from trainer.plan.plan import resolve
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.checkpoints import Checkpoints, load
+from trainer.task import load as load_task
 from trainer.training import Training
 
 EXAMPLES, FEATURES, CLASSES = 203, 12, 5  # no round number anywhere: passes end within micro-batches
@@ -128,7 +129,7 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
 
 def ready(chosen: Recipe, state: Any = None, task: NoisyTask | None = None) -> Training:
     """A worker of this process's group, ready to train the noisy task, or another of its kind."""
-    task, group = task or NoisyTask(**chosen.task.with_), WorkerGroup.join("cpu")
+    task, group = task or load_task(chosen.task), WorkerGroup.join("cpu")
     return build(
         resolve(chosen, Inputs.of(chosen, task)), task, group, InlinePreparer(task, chosen.seed), state
     )

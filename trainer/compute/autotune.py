@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_echo import generators
 from trainer.compute.execution import Execution, is_out_of_memory
 from trainer.compute.forward_backward import ForwardBackward
 from trainer.compute.precision import SAME_GRADIENT
+from trainer.errors import UserError
 
 ROUNDS = 3  # in which each way is timed
 
@@ -39,7 +41,8 @@ def choose(
     forward_backward.read_ahead(micro_batches)
     trials = _Trials(forward_backward, gradients)
     with _undone(forward_backward, gradients):
-        trials.look_for_random_draws(micro_batches[:1])
+        if problem := trials.examine(micro_batches[:1]):
+            trials.note(f"{problem}, so results depend on which worker computes which micro-batch")
         together = micro_batches[: 1 if trials.best.draws_random else most]
         if not trials.best.draws_random:
             trials.stack(together)
@@ -49,6 +52,24 @@ def choose(
     return trials.best
 
 
+def refuse_dependence_on_workers(
+    forward_backward: ForwardBackward, micro_batches: Sequence[int], gradients: Sequence[Tensor]
+) -> None:
+    """Refuse a model whose exact sums would still depend on who computes which micro-batch.
+
+    Parameters, gradients and the model's buffers are left as they were.
+
+    Raises:
+        UserError: its forward pass changes a buffer, or draws from what cannot be seeded.
+    """
+    forward_backward.read_ahead(micro_batches[:1])
+    with _undone(forward_backward, gradients):
+        problem = _Trials(forward_backward, gradients).examine(micro_batches[:1])
+    if problem:
+        right = "make it depend on its inputs alone, or let run.reduction be fast"
+        raise UserError(f"run.reduction: is exact, and {problem}; {right}")
+
+
 class _Trials:
     """Ways to compute micro-batches, tried one after another; `best` is the choice so far."""
 
@@ -56,14 +77,29 @@ class _Trials:
         self.forward_backward, self.gradients = forward_backward, gradients
         self.best = Execution(draws_random=False, reason="")
 
-    def look_for_random_draws(self, micro_batches: Sequence[int]) -> None:
-        before = _random_state(self.forward_backward.device)
-        self._computed(micro_batches, self.best)
-        if not torch.equal(before, _random_state(self.forward_backward.device)):
-            self._keep(
+    def examine(self, micro_batches: Sequence[int]) -> str:
+        """Note whether the forward pass draws random numbers. Returns what else it depends on besides its
+        inputs, weights and seed, in words; nothing where there is nothing.
+        """
+        compute = self.forward_backward
+        if not micro_batches:  # of this worker, at this place
+            return ""
+        before = {name: buffer.clone() for name, buffer in compute.model.named_buffers()}
+        first = self._computed(micro_batches, self.best)
+        drawn = generators.state()
+        compute.seed_forward(micro_batches[0])
+        if drawn != generators.state():
+            self.note(
                 "the forward pass draws random numbers: each micro-batch under its own seed",
                 draws_random=True,
             )
+        buffers = compute.model.named_buffers()
+        moved = [name for name, buffer in buffers if not _same(before.get(name), buffer)]
+        if moved:
+            return f"the forward pass changes the model's buffer {', '.join(moved)}"
+        if _distance(first, self._computed(micro_batches, self.best)) > SAME_GRADIENT[compute.precision]:
+            return "the forward pass gives another gradient each time, under the same seed"
+        return ""
 
     def attempt(self, what: str, micro_batches: Sequence[int], **change: Any) -> None:
         """Make a change, if gradient and statistics stay what they are."""
@@ -72,12 +108,12 @@ class _Trials:
         except Exception as error:  # from a compiler, ragged batches, views that assume one batch size
             if is_out_of_memory(error):
                 raise
-            self._keep(f"not {what}: {_in_a_line(error)}")
+            self.note(f"not {what}: {_in_a_line(error)}")
             return
         if moved <= SAME_GRADIENT[self.forward_backward.precision]:
-            self._keep(f"{what}, the gradient is the same to {moved:.0e}", **change)
+            self.note(f"{what}, the gradient is the same to {moved:.0e}", **change)
         else:
-            self._keep(f"not {what}: the gradient would change by {moved:.0e} of itself")
+            self.note(f"not {what}: the gradient would change by {moved:.0e} of itself")
 
     def stack(self, micro_batches: Sequence[int]) -> None:
         """The largest stack that memory and the model allow."""
@@ -88,7 +124,7 @@ class _Trials:
                 if not is_out_of_memory(error):
                     raise
                 micro_batches = micro_batches[: len(micro_batches) // 2]
-        return self._keep("one micro-batch fills a forward pass")
+        return self.note("one micro-batch fills a forward pass")
 
     def choose_the_quickest(self, micro_batches: Sequence[int], threads: int) -> None:
         """The best so far, or less of it: one by one, on one thread. Each way counts by its best round: other
@@ -111,25 +147,19 @@ class _Trials:
         self.best = ways[quickest.index(min(quickest))]
         torch.set_num_threads(self.best.threads)
         if len(ways) > 1:
-            self._keep(", ".join(shown))
+            self.note(", ".join(shown))
 
-    def _keep(self, reason: str, **change: Any) -> None:
+    def note(self, reason: str, **change: Any) -> None:
+        """Add to the reasons of the choice, with what they change in it."""
         reasons = "; ".join(filter(None, (self.best.reason, reason)))
         self.best = replace(self.best, reason=reasons, **change)
 
     def _moved(self, micro_batches: Sequence[int], **change: Any) -> float:
         """How far a change moves gradient and statistics, relative to their sizes."""
         before = self._computed(micro_batches, self.best)
-        after = self._computed(micro_batches, replace(self.best, **change))
-        distances = [
-            _norm(a - b for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)
-        ]
-        return max(
-            distance and distance / max(_norm(b), torch.finfo().tiny)
-            for distance, b in zip(distances, before, strict=True)
-        )
+        return _distance(before, self._computed(micro_batches, replace(self.best, **change)))
 
-    def _computed(self, micro_batches: Sequence[int], way: Execution) -> tuple[list[Tensor], list[Tensor]]:
+    def _computed(self, micro_batches: Sequence[int], way: Execution) -> Computed:
         """The gradient and the statistics of micro-batches, at a loss scale that leaves it finite."""
         scale = self.forward_backward.scale
         while True:
@@ -147,6 +177,18 @@ def _seconds(forward_backward: ForwardBackward, micro_batches: Sequence[int], wa
     if forward_backward.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+Computed = tuple[list[Tensor], list[Tensor]]  # gradients, statistics
+
+
+def _distance(before: Computed, after: Computed) -> float:
+    """How far gradients or statistics lie from others, relative to their sizes: the larger of the two."""
+    distances = [_norm(a - b for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
+    return max(
+        distance and distance / max(_norm(b), torch.finfo().tiny)
+        for distance, b in zip(distances, before, strict=True)
+    )
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
@@ -172,8 +214,5 @@ def _undone(forward_backward: ForwardBackward, gradients: Sequence[Tensor]) -> I
             gradient.zero_()
 
 
-def _random_state(device: torch.device) -> Tensor:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return torch.cat(states)
+def _same(before: Tensor | None, after: Tensor) -> bool:
+    return before is not None and torch.equal(before.nan_to_num(), after.nan_to_num())

@@ -40,7 +40,7 @@ class GroupBatchNorm(nn.Module):
         """Normalise `x` [examples, features, ...]."""
         if not self.training and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        if self.groups == 1:
+        if self.groups == 1 or not self.training:  # evaluation knows nothing of how passes are stacked
             return self._normalise(x)
         return torch.cat([self._normalise(group) for group in x.chunk(self.groups)])
 

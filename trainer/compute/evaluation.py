@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_echo import Preparer, PrepareRequest
-from trainer.distributed.fixed_point import FixedPointSum
+from data_echo import Preparer, PrepareRequest, generators
 from trainer.distributed.group import WorkerGroup
 from trainer.task import Task
 
@@ -19,8 +19,8 @@ KEPT_BYTES = 256 << 20  # prepared examples kept per worker from one evaluation 
 
 
 class Evaluation:
-    """One split's examples, cut in blocks that belong to the workers in turn. Blocks, and so results, do not
-    depend on how many workers there are; sums are taken in fixed point, so they are the same bits too.
+    """One split's examples, cut in blocks that belong to the workers in turn. Blocks do not depend on how
+    many workers there are, and their sums are added without rounding, so results are the same bits too.
     """
 
     def __init__(
@@ -38,12 +38,13 @@ class Evaluation:
         """Mean of each of the task's metrics, and of its loss, with the model in evaluation mode."""
         was_training = model.training
         model.eval()
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, list[Tensor]] = {}
         with self.group.raise_on_all(f"evaluating {self.split}"), torch.inference_mode():
-            for block in self._prepared():
+            for number, block in enumerate(self._prepared()):
+                generators.seed("evaluation", self.split, self.group.rank + number * self.group.size)
                 batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
                 for name, (total, count) in self._metrics(model, batch).items():
-                    sums[name] = sums.get(name, 0) + self._fixed(total, count)
+                    sums.setdefault(name, []).append(self._pair(total, count))
         model.train(was_training)
         return self._means(sums)
 
@@ -51,22 +52,17 @@ class Evaluation:
         metrics = self.task.metrics(model, batch)
         return metrics if "loss" in metrics else {"loss": self.task.loss(model, batch), **metrics}
 
-    def _fixed(self, total: Tensor, count: Tensor) -> Tensor:
-        pair = torch.stack([torch.as_tensor(x, device=self.group.device).double() for x in (total, count)])
-        fixed = FixedPointSum(2, self.blocks, self.group.device)
-        fixed.add(pair)
-        return fixed.total
+    def _pair(self, total: Tensor, count: Tensor) -> Tensor:
+        return torch.stack([torch.as_tensor(x, device=self.group.device).double() for x in (total, count)])
 
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        names = self.group.broadcast(sorted(sums))  # a worker with no block of its own still takes part
-        fixed = FixedPointSum(2, self.blocks, self.group.device)
+    def _means(self, sums: dict[str, list[Tensor]]) -> dict[str, float]:
+        own = {name: torch.stack(pairs).tolist() for name, pairs in sums.items()}
+        of_all = self.group.all_gather(own)  # a worker with no block of its own still takes part
         means = {}
-        for name in names:
-            fixed.clear()
-            if name in sums:
-                fixed.total += sums[name]
-            total, count = fixed.over(self.group).tolist()
-            means[name] = total / count if count else float("nan")
+        for name in sorted(set().union(*of_all)):
+            pairs = [pair for each in of_all for pair in each.get(name, [])]
+            total, count = map(_sum, zip(*pairs, strict=True))
+            means[name] = total / count if count else math.nan
         return means
 
     def _prepared(self) -> Iterator[dict[str, np.ndarray]]:
@@ -86,3 +82,11 @@ class Evaluation:
                 if kept_bytes <= KEPT_BYTES:
                     self.kept.append(block)
                 yield block
+
+
+def _sum(values: Sequence[float]) -> float:
+    """The sum, rounded once: the same in any order."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond all floats, or infinities of both signs
+        return sum(values)

@@ -4,14 +4,13 @@ where that gives the same gradient.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from data_echo import EchoLoader
+from data_echo import EchoLoader, generators
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution
 from trainer.compute.precision import LossScale, autocast
@@ -65,8 +64,7 @@ class ForwardBackward:
     def backward(self, micro_batches: Sequence[int], batch: Batch, execution: Execution) -> Tensor:
         """Add the gradient of the batch's summed loss, times the loss scale; return `statistics`: [loss sum,
         count, batch norms' ...], float64, valid until the next call."""
-        if execution.draws_random:
-            torch.manual_seed(_key(self.seed, "forward", micro_batches[0]))
+        self.seed_forward(micro_batches[0])
         self.norms.stack(len(micro_batches))
         self.norms.clear()
         model = self._compiled_model if execution.compiled else self.model
@@ -81,9 +79,13 @@ class ForwardBackward:
     def forward(self, model: nn.Module, micro_batch: int) -> None:
         """A forward pass of another model over one micro-batch, for what it leaves in batch norms."""
         batch = self.load([micro_batch])
-        torch.manual_seed(_key(self.seed, "forward", micro_batch))
+        self.seed_forward(micro_batch)
         with autocast(self.precision, self.device):
             self.task.loss(model, batch)
+
+    def seed_forward(self, micro_batch: int) -> None:
+        """Seed what the forward pass of a micro-batch may draw from."""
+        generators.seed(self.seed, "forward", micro_batch)
 
     def read_ahead(self, micro_batches: Sequence[int]) -> None:
         """Load these micro-batches now; `load` gives them out later."""
@@ -108,6 +110,7 @@ class ForwardBackward:
         if j in self._loaded:
             return self._loaded.pop(j)
         batch, draws = self.loader.micro_batch(j)
+        generators.seed(self.seed, "augment", j)
         return self.task.augment(batch, draws)
 
 
@@ -119,12 +122,6 @@ def stacks(micro_batches: Sequence[int], execution: Execution) -> Iterator[Seque
     whole = len(micro_batches) // stack * stack if execution.compiled else len(micro_batches)
     yield from (micro_batches[start : start + stack] for start in range(0, whole, stack))
     yield from ([j] for j in micro_batches[whole:])
-
-
-def _key(*parts: object) -> int:
-    """A 63-bit seed from anything with a stable text."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _joined(batches: list[Batch]) -> Batch:
