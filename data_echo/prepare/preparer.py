@@ -122,7 +122,7 @@ class PrepareWorker:
             self._seeds_generators = True
             prepared = [self._prepared(request.split, *place) for place in _places(request)]
         arrays = form.stacked(
-            [each.example for each in prepared], lambda number: _named(source, prepared[number].index)
+            [each.example for each in prepared], lambda place: _named(source, prepared[place].number)
         )
         skipped = [error for each in prepared for error in each.skipped]
         return PreparedResult(arrays, time.perf_counter() - started, skipped)
@@ -145,7 +145,7 @@ class PrepareWorker:
         """The form of a split's examples: that of its first good one."""
         if split not in self._forms:
             first = self._prepared(split, 0, 0)
-            named = _named(self._sources[split], first.index)
+            named = _named(self._sources[split], first.number)
             self._forms[split] = ExampleForm.of(first.example, f"{split}: prepare", named)
         return self._forms[split]
 
@@ -170,9 +170,9 @@ class PrepareWorker:
 
 
 class _Prepared(NamedTuple):
-    """What an example became, its index in the source, and the errors of those that it replaces."""
+    """What an example became, its number in the source, and the errors of those that it replaces."""
 
-    index: int
+    number: int
     example: Any
     skipped: list[ExampleError]
 

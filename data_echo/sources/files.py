@@ -60,7 +60,7 @@ class FileSet:
         """Text that changes when the file does; None where its filesystem does not tell."""
         if "://" not in name:
             status = Path(name).stat()
-            return f"{Path(name).resolve()} {status.st_size} {status.st_mtime_ns}"
+            return f"{Path(name).resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(name)
