@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_echo.errors import DataError
+from data_echo.sources.skipped import is_hidden, skipped_line
 
 _OPEN_FILES = 128  # the most that a source keeps open
 _CHUNK_BYTES = 4 * 2**20  # fetched by one request
@@ -23,6 +24,10 @@ class FileSet:
             (`s3://bucket/folder`).
         ending: the ending of the files that are taken from a folder.
 
+    Attributes:
+        names: of the files; of a folder or a pattern never hidden ones or a system's.
+        skipped: a line on those, if any.
+
     Raises:
         DataError: a file is missing, or there is none.
     """
@@ -31,6 +36,10 @@ class FileSet:
         self.names = (
             _found(str(files), ending) if isinstance(files, str | Path) else [str(file) for file in files]
         )
+        is_listed = not isinstance(files, str | Path) or self.names == [str(files)]
+        hidden = [name for name in self.names if not is_listed and is_hidden(_last(name))]
+        self.names = [name for name in self.names if name not in hidden]
+        self.skipped = skipped_line("hidden or system files", hidden)
         missing = [name for name in self.names if "://" not in name and not Path(name).is_file()]
         if missing:
             raise DataError(f"files: {missing[0]}: no such file", f"the path of a {ending} file")
@@ -71,9 +80,13 @@ class FileSet:
     def described(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Name, size and rows of every file, for a fingerprint; no folders, so that data may be moved."""
         return [
-            {"name": name.rsplit("/", 1)[-1], "bytes": self.size(name), "rows": count}
+            {"name": _last(name), "bytes": self.size(name), "rows": count}
             for name, count in zip(self.names, rows, strict=True)
         ]
+
+
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 class OpenFiles:

@@ -41,6 +41,9 @@ class ParquetSource:
         cache_bytes: the most bytes of row groups that are kept. For data larger than that, shuffle blocks of
             rows (`batch.shuffle` in a recipe); otherwise nearly every example costs the reading of a group.
 
+    Attributes:
+        skipped: a line on the files that were left out, if any.
+
     Raises:
         DataError: there is no such file or column, a column is missing in a file, stands there twice or has
             another type, or the files have no rows.
@@ -54,6 +57,7 @@ class ParquetSource:
         cache_bytes: int = 2**30,
     ) -> None:
         self._files = FileSet(files, ".parquet")
+        self.skipped = self._files.skipped
         self._opened = OpenFiles(self._files)
         self._readers = [_ParquetFile(name, self._opened) for name in self._files.names]
         self._columns = self._checked(columns)

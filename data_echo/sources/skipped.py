@@ -33,4 +33,4 @@ def skipped_line(what: str, names: Iterable[str]) -> tuple[str, ...]:
     if not found:
         return ()
     more = ", ..." if len(found) > _SHOWN else ""
-    return (f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{more})",)
+    return (f"{what}: {len(found)} ({', '.join(found[:_SHOWN])}{more})",)

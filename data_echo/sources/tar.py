@@ -32,7 +32,7 @@ class TarSource:
             than that, shuffle blocks of rows (`batch.shuffle` in a recipe).
 
     Attributes:
-        skipped: a line on the members that were left out, if any.
+        skipped: lines on the files and members that were left out, if any.
 
     Raises:
         DataError: there is no such file, it is not a whole, plain tar, a member is refused, or there are no
@@ -46,7 +46,7 @@ class TarSource:
         if not len(self):
             raise DataError(f"shards: {files}: no examples in {len(self._indices)} files", "at least one")
         hidden = (os.fsdecode(bytes(name)) for index in self._indices for name in index.skipped)
-        self.skipped = skipped_line("hidden or system members", hidden)
+        self.skipped = self._shards.skipped + skipped_line("hidden or system members", hidden)
         self._cache_bytes = cache_bytes
         self._reader = RangeReader(self._shards, cache_bytes)
 

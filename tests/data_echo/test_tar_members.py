@@ -125,7 +125,7 @@ def test_hidden_and_system_members_are_left_out_and_said(tmp_path: Path) -> None
         source = TarSource(path)
         assert [source[index]["__key__"] for index in range(len(source))] == ["000", "d/000"]
         assert source.skipped == (
-            "6 hidden or system members (._000.jpg, .git/link, __MACOSX/d/._0.jpg, ...)",
+            "hidden or system members: 6 (._000.jpg, .git/link, __MACOSX/d/._0.jpg, ...)",
         )
 
 
