@@ -149,3 +149,51 @@ def test_any_number_of_workers_refuses_the_same_example(workers: int) -> None:
         )
         with pytest.raises(DataError, match="y: int64 in example 0, float64 in example"):
             deque((loader.micro_batch(j) for j in range(16) if loader.serves(j)), maxlen=0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">i8", "f2", "c16", "?", "u2", "u8"])
+def test_arrays_of_any_numbers_reach_the_batch_with_their_values(dtype: str) -> None:
+    class Rows:
+        def source(self, split: str) -> ArraySource:
+            return ArraySource(
+                {"one": np.arange(6).astype(dtype), "two": np.arange(12).reshape(6, 2).astype(dtype)}
+            )
+
+        def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+            return example
+
+    schedule = Schedule(examples=6, lanes=1, micro=3, factor=1, capacity=0, seed=0)
+    loader = EchoLoader(schedule, InlinePreparer(Rows(), 0), lanes=[0])
+    batch, _ = loader.micro_batch(0)
+    index = loader.served(0).index
+    assert batch["one"].tolist() == np.arange(6).astype(dtype)[index].tolist()
+    assert batch["two"].tolist() == np.arange(12).reshape(6, 2).astype(dtype)[index].tolist()
+
+
+def test_arrays_that_do_not_hold_numbers_are_named() -> None:
+    for array in (
+        np.array([1, None]),
+        np.array(["a", "b"]),
+        np.zeros(2, "i4,f8"),
+        np.array(["2020"], "M8[D]"),
+    ):
+        source = ArraySource({"y": array})
+        assert source.fingerprint() == ArraySource({"y": array.copy()}).fingerprint()
+        with pytest.raises(
+            DataError, match=r"train: prepare: y: .* is no number; numbers or booleans in example"
+        ):
+            prepared([source[row] for row in range(len(source))], [len(source) - 1])
+
+
+def test_what_is_not_an_array_becomes_one_or_is_refused() -> None:
+    source = ArraySource({"x": [1, 2.5], "t": torch.arange(2)})
+    assert [source[row]["x"].dtype for row in range(2)] == [np.float64] * 2
+    assert source[1]["t"] == 1
+    assert source.fingerprint()["rows"] == 2
+    for wrong, what in (
+        ([[1], [2, 3]], "y: "),
+        (3, "a single value"),
+        (np.ma.masked_equal([1, 2], 2), "masked"),
+    ):
+        with pytest.raises(DataError, match=f"source: y: .*{what.removeprefix('y: ')}"):
+            ArraySource({"y": wrong})
