@@ -7,7 +7,7 @@ import torch
 
 from data_echo.errors import DataError
 from data_echo.order.hashing import Ints
-from data_echo.prepare.preparer import PreparedArrays
+from data_echo.prepare.example_form import PreparedArrays
 
 # torch copies and views these dtypes, but cannot gather them; their bytes are kept as signed integers.
 _KEPT_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -31,6 +31,7 @@ class ExampleBuffer:
         self._device = torch.device("cpu") if on_host else self._wanted
         self._columns: dict[str, torch.Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self._free = np.arange(rows)[::-1].copy()  # a stack; its top is at `_free_rows`
         self._free_rows = rows
         self.bytes_received = 0
@@ -54,9 +55,11 @@ class ExampleBuffer:
         """Store examples; returns their rows, int64 [n].
 
         Raises:
-            DataError: an array holds neither numbers nor booleans.
+            DataError: an array holds neither numbers nor booleans, or keys, dtypes, shapes or lengths differ
+                from those of the arrays before.
         """
         count = len(next(iter(arrays.values())))
+        self._compare(arrays, count)
         if count > self._free_rows:
             self._grow(max(count - self._free_rows, self.rows // 4))
         self._free_rows -= count
@@ -77,6 +80,18 @@ class ExampleBuffer:
         self._free[self._free_rows : self._free_rows + len(rows)] = rows
         self._free_rows += len(rows)
 
+    def _compare(self, arrays: PreparedArrays, count: int) -> None:
+        """Refuse arrays that do not fit into the columns: NumPy would spread them or take their bits."""
+        if self._columns and arrays.keys() != self._columns.keys():
+            raise DataError(f"buffer: keys {[*arrays]}, but {[*self._columns]} before", "the same keys")
+        for name, array in arrays.items():
+            dtype, shape = self._forms.get(name, (array.dtype, array.shape[1:]))
+            if (array.dtype, array.shape) != (dtype, (count, *shape)):
+                raise DataError(
+                    f"buffer: {name}: {array.dtype} {list(array.shape)}",
+                    f"{dtype} {[count, *shape]}, as before: one dtype and one shape for each key",
+                )
+
     def _store(self, name: str, rows: Ints, array: np.ndarray) -> None:
         if name not in self._columns:
             self._add_column(name, array)
@@ -95,6 +110,7 @@ class ExampleBuffer:
         except TypeError:
             raise DataError(f"prepare: {name}: {array.dtype} is no number", "numbers or booleans") from None
         self._dtypes[name] = dtype
+        self._forms[name] = (array.dtype, array.shape[1:])
         shape = (self.rows, *array.shape[1:])
         self._columns[name] = torch.empty(shape, dtype=_KEPT_AS.get(dtype, dtype), device=self._device)
 

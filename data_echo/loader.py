@@ -15,7 +15,8 @@ from data_echo.draws import Draws
 from data_echo.errors import DataError
 from data_echo.order.hashing import Ints
 from data_echo.order.schedule import LaneReader, MicroBatch, Schedule
-from data_echo.prepare.preparer import PreparedArrays, Preparer, PrepareRequest
+from data_echo.prepare.example_form import PreparedArrays
+from data_echo.prepare.preparer import Preparer, PrepareRequest
 
 # Requests are small enough to be spread over processes and to return soon, and large enough that the cost of
 # sending them is negligible.

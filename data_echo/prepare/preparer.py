@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any, NamedTuple, Protocol
 
 from data_echo import generators
 from data_echo.draws import Draw
 from data_echo.errors import DataError, ExampleError
 from data_echo.order.hashing import Ints
+from data_echo.prepare.example_form import ExampleForm, PreparedArrays
 from data_echo.sources.source import Source
-
-PreparedArrays = dict[str, np.ndarray]
 
 
 class PreparingTask(Protocol):
@@ -105,6 +102,7 @@ class PrepareWorker:
         self._seed = seed
         self._skip_bad = skip_bad
         self._sources: dict[str, Source] = {}
+        self._forms: dict[str, ExampleForm] = {}
         self._seeds_generators = False  # once the task was seen to draw from them
 
     def prepare(self, request: PrepareRequest) -> PreparedResult:
@@ -112,38 +110,44 @@ class PrepareWorker:
 
         Raises:
             ExampleError: an example could not be read or prepared.
-            DataError: the task cannot be built, or prepared examples do not fit together.
+            DataError: the task cannot be built, or an example's keys, dtypes or shapes differ from those of
+                the split's first example.
         """
         started = time.perf_counter()
-        task, source = self._opened(request.split)
+        source = self._opened(request.split)[1]
         before = None if self._seeds_generators else generators.state()
-        prepared, skipped = self._prepared(request, task, source)
+        form = self._form(request.split)
+        prepared = [self._prepared(request.split, *place) for place in _places(request)]
         if before is not None and before != generators.state():
             self._seeds_generators = True
-            prepared, skipped = self._prepared(request, task, source)
-        arrays = stacked(prepared, f"{request.split}: prepare")
+            prepared = [self._prepared(request.split, *place) for place in _places(request)]
+        arrays = form.stacked(
+            [each.example for each in prepared], lambda place: _named(source, prepared[place].number)
+        )
+        skipped = [error for each in prepared for error in each.skipped]
         return PreparedResult(arrays, time.perf_counter() - started, skipped)
 
-    def _prepared(
-        self, request: PrepareRequest, task: PreparingTask, source: Source
-    ) -> tuple[list[dict[str, Any]], list[ExampleError]]:
-        """The examples of a request, and the errors of those that were replaced."""
-        prepared: list[dict[str, Any]] = []
+    def _prepared(self, split: str, pass_number: int, index: int) -> _Prepared:
+        """An example, or the next good one that replaces it."""
+        task, source = self._opened(split)
         skipped: list[ExampleError] = []
-        passes, indices = request.pass_number.tolist(), request.index.tolist()
-        for pass_number, index in zip(passes, indices, strict=True):
-            for candidate in self._candidates(index, len(source)):
-                if self._seeds_generators:
-                    generators.seed(self._seed, "prepare", pass_number, candidate)
-                try:
-                    draw = Draw(self._seed, "prepare", pass_number, candidate)
-                    prepared.append(task.prepare(source[candidate], draw))
-                    break
-                except Exception as error:
-                    skipped.append(_example_error(request.split, source, candidate, error))
-            else:
-                raise skipped[-1]
-        return prepared, skipped
+        for candidate in self._candidates(index, len(source)):
+            if self._seeds_generators:
+                generators.seed(self._seed, "prepare", pass_number, candidate)
+            try:
+                draw = Draw(self._seed, "prepare", pass_number, candidate)
+                return _Prepared(candidate, task.prepare(source[candidate], draw), skipped)
+            except Exception as error:
+                skipped.append(_example_error(split, source, candidate, error))
+        raise skipped[-1]
+
+    def _form(self, split: str) -> ExampleForm:
+        """The form of a split's examples: that of its first good one."""
+        if split not in self._forms:
+            first = self._prepared(split, 0, 0)
+            named = _named(self._sources[split], first.number)
+            self._forms[split] = ExampleForm.of(first.example, f"{split}: prepare", named)
+        return self._forms[split]
 
     def _candidates(self, index: int, examples: int) -> Iterator[int]:
         """The example itself, then those that may replace it."""
@@ -165,24 +169,22 @@ class PrepareWorker:
         return self._task, self._sources[split]
 
 
-def stacked(examples: list[dict[str, Any]], where: str) -> PreparedArrays:
-    """Stacked examples: one array [n, ...] for each key.
+class _Prepared(NamedTuple):
+    """What an example became, its number in the source, and the errors of those that it replaces."""
 
-    Raises:
-        DataError: keys or shapes differ from one example to another.
-    """
-    arrays = {}
-    for name in examples[0]:
-        try:
-            arrays[name] = np.stack([example[name] for example in examples])
-        except KeyError:
-            raise DataError(f"{where}: {name}: missing in some examples", "the same keys in all") from None
-        except ValueError:
-            shapes = sorted({np.shape(example[name]) for example in examples})
-            raise DataError(
-                f"{where}: {name}: shapes {shapes}", "one shape for all (pad ragged ones)"
-            ) from None
-    return arrays
+    number: int
+    example: Any
+    skipped: list[ExampleError]
+
+
+def _places(request: PrepareRequest) -> Iterator[tuple[int, int]]:
+    """Pass and index of each example of a request."""
+    return zip(request.pass_number.tolist(), request.index.tolist(), strict=True)
+
+
+def _named(source: Source, index: int) -> str:
+    origin = getattr(source, "origin", None)
+    return f"example {index} ({origin(index)})" if origin else f"example {index}"
 
 
 def _example_error(split: str, source: Source, index: int, error: Exception) -> ExampleError:

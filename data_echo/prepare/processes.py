@@ -9,8 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from data_echo.errors import DataError
+from data_echo.prepare.example_form import PreparedArrays
 from data_echo.prepare.preparer import (
-    PreparedArrays,
     PreparedResult,
     PrepareRequest,
     PrepareStats,

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError
 
 from data_echo.errors import DataError
+from data_echo.prepare.example_form import PreparedArrays
 from data_echo.prepare.preparer import (
-    PreparedArrays,
     PreparedResult,
     PrepareRequest,
     PrepareStats,

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet, types
 
 from data_echo.errors import DataError
-from data_echo.sources.files import FileSet
+from data_echo.sources.files import FileSet, OpenFiles
 
 _Column = Callable[[int], Any]
+
+_TEXTS = (types.is_string, types.is_large_string, types.is_string_view)
+_BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
 
 
 class ParquetSource:
     """Rows of Parquet files, by number.
 
     An example is a dict of its columns: numbers as NumPy scalars, lists as arrays, text as str, bytes as
-    memoryviews, and a Hugging Face image (`struct{bytes, path}`) as its bytes. Row groups are read whole and
-    the latest are kept in memory.
+    memoryviews, a Hugging Face image (`struct{bytes, path}`) as its bytes, nulls as None, and everything else
+    as Arrow gives it to Python. A column has one type in all files; dictionaries, and long and short ways of
+    storing text, bytes and lists, count as one. Row groups are read whole and the latest are kept in memory,
+    and few files are open at a time.
 
     Args:
         files: a folder, a pattern (`data/train-*.parquet`), a file, or several files; local paths or fsspec
@@ -31,8 +41,12 @@ class ParquetSource:
         cache_bytes: the most bytes of row groups that are kept. For data larger than that, shuffle blocks of
             rows (`batch.shuffle` in a recipe); otherwise nearly every example costs the reading of a group.
 
+    Attributes:
+        skipped: a line on the files that were left out, if any.
+
     Raises:
-        DataError: there is no such file or column.
+        DataError: there is no such file or column, a column is missing in a file, stands there twice or has
+            another type, or the files have no rows.
     """
 
     def __init__(
@@ -42,20 +56,15 @@ class ParquetSource:
         *,
         cache_bytes: int = 2**30,
     ) -> None:
-        import pyarrow.parquet
-
         self._files = FileSet(files, ".parquet")
-        self._readers: list[Any] = []
-        for name in self._files.names:
-            try:
-                self._readers.append(pyarrow.parquet.ParquetFile(self._files.open(name)))
-            except (OSError, ValueError) as error:
-                raise DataError(f"parquet: {name}: {error}", "a whole Parquet file") from None
+        self.skipped = self._files.skipped
+        self._opened = OpenFiles(self._files)
+        self._readers = [_ParquetFile(name, self._opened) for name in self._files.names]
         self._columns = self._checked(columns)
         groups = [
             (file, group)
             for file, reader in enumerate(self._readers)
-            for group in range(reader.num_row_groups)
+            for group in range(reader.metadata.num_row_groups)
         ]
         rows = [self._readers[file].metadata.row_group(group).num_rows for file, group in groups]
         self._groups = groups
@@ -63,6 +72,8 @@ class ParquetSource:
         self._cache: OrderedDict[int, tuple[dict[str, _Column], int]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
+        if not len(self):
+            raise DataError(f"parquet: {files}: no rows in {len(self._readers)} files", "at least one row")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -105,14 +116,30 @@ class ParquetSource:
         return total
 
     def _checked(self, columns: Sequence[str] | None) -> list[str]:
-        known = self._readers[0].schema_arrow.names
-        for name in columns or ():
-            if name not in known:
+        """The columns to read, after a look at the schema of every file."""
+        first = self._readers[0]
+        wanted = list(columns or first.schema_arrow.names)
+        for reader in self._readers:
+            known = reader.schema_arrow.names
+            for name in wanted:
+                if known.count(name) != 1:
+                    what = (
+                        f"is not in {reader.name}" if name not in known else f"stands twice in {reader.name}"
+                    )
+                    raise DataError(f"parquet: columns: {name!r} {what}", f"one of {', '.join(known)}")
+                one, other = (each.schema_arrow.field(name).type for each in (first, reader))
+                if _given_type(one) != _given_type(other):
+                    raise DataError(
+                        f"parquet: columns: {name!r} is {one} in {first.name}, {other} in {reader.name}",
+                        "one type in all files: write them again with one schema",
+                    )
+            more = [name for name in known if name not in wanted and columns is None]
+            if more:
                 raise DataError(
-                    f"parquet: columns: {name!r} is not in {self._files.names[0]}",
-                    f"one of {', '.join(known)}",
+                    f"parquet: columns: {more[0]!r} is in {reader.name}, but not in {first.name}",
+                    "the same columns in all files, or the names of those to read: `columns=[...]`",
                 )
-        return list(columns or known)
+        return wanted
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -126,7 +153,7 @@ class ParquetSource:
             return self._cache[number][0]
         file, group = self._groups[number]
         table = self._readers[file].read_row_group(group, columns=self._columns, use_threads=False)
-        columns = {name: _column(table.column(name).combine_chunks()) for name in self._columns}
+        columns = {name: _column_of(table.column(name)) for name in self._columns}
         self._cache[number] = (columns, table.nbytes)
         self._cached_bytes += table.nbytes
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
@@ -134,19 +161,113 @@ class ParquetSource:
         return columns
 
 
-def _column(array: Any) -> _Column:
-    """Fast access to one column of a row group, by row."""
-    import pyarrow.types as types
+class _ParquetFile:
+    """The footer of a file, which is opened again when rows are read."""
 
-    if types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
-        array = array.field("bytes")
-    if types.is_binary(array.type) and not array.null_count:
+    def __init__(self, name: str, opened: OpenFiles) -> None:
+        self.name = name
+        self._opened = opened
+        self.metadata: Any = None
+        try:
+            reader = self._reader()
+            self.metadata, self.schema_arrow = reader.metadata, reader.schema_arrow
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise DataError(f"parquet: {name}: {error}", "a whole Parquet file") from None
+
+    def read_row_group(self, group: int, **how: Any) -> Any:
+        """Table of a row group."""
+        return self._reader().read_row_group(group, **how)
+
+    def _reader(self) -> Any:
+        return parquet.ParquetFile(self._opened.file(self.name), metadata=self.metadata)
+
+
+def _given_type(stored: Any) -> Any:
+    """The Arrow type of a column's values as they are given, which is one for several ways of storing."""
+    if types.is_dictionary(stored):
+        return _given_type(stored.value_type)
+    if _is_image(stored) or _is_one_of(stored, _BYTES):
+        return pyarrow.binary()
+    if _is_one_of(stored, _TEXTS):
+        return pyarrow.string()
+    if _is_one_of(stored, _LISTS):
+        return pyarrow.list_(_given_type(stored.value_type))
+    return stored
+
+
+def _column_of(array: Any) -> _Column:
+    """Access by row to one column, a ChunkedArray, of a row group; nulls are None."""
+    parts = [_column(chunk) for chunk in array.chunks]
+    if len(parts) == 1:
+        return parts[0]
+    starts = [0, *accumulate(map(len, array.chunks))]
+
+    def value(row: int) -> Any:
+        part = bisect_right(starts, row) - 1
+        return parts[part](row - starts[part])
+
+    return value
+
+
+def _column(array: Any) -> _Column:
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if _is_image(array.type):
+        array = array.flatten()[array.type.get_field_index("bytes")]  # null where the whole image is
+    if types.is_binary(array.type) and not array.null_count and array.buffers()[2]:
         offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :]
         data = memoryview(array.buffers()[2]).cast("B")
         bounds = offsets.tolist()
         return lambda row: data[bounds[row] : bounds[row + 1]]
-    if (types.is_integer(array.type) or types.is_floating(array.type)) and not array.null_count:
-        return array.to_numpy(zero_copy_only=False).__getitem__
-    if types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
-        return lambda row: np.asarray(array[row].values)
+    if types.is_integer(array.type) or types.is_floating(array.type):
+        return _numbers(array)
+    if _is_one_of(array.type, _LISTS):
+        return lambda row: _list(array[row].values)
+    if isinstance(array.type, pyarrow.FixedShapeTensorType):
+        return lambda row: array[row].to_numpy()
     return lambda row: array[row].as_py()
+
+
+def _numbers(array: Any) -> _Column:
+    """NumPy scalars of the column's dtype, whatever else is null in the row group."""
+    if not array.null_count:
+        return array.to_numpy(zero_copy_only=False).__getitem__
+    is_null = array.is_null().to_numpy(zero_copy_only=False)
+    filled = array.fill_null(pyarrow.scalar(0, array.type)).to_numpy(zero_copy_only=False)
+    return lambda row: None if is_null[row] else filled[row]
+
+
+def _list(values: Any) -> np.ndarray | None:
+    """A list as an array; lists of equally long lists have more dimensions, others are arrays of arrays.
+
+    Raises:
+        DataError: a number of it is null.
+    """
+    if values is None:
+        return None
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not _is_one_of(values.type, _LISTS):
+        is_number = types.is_integer(values.type) or types.is_floating(values.type)
+        if is_number and values.null_count:
+            raise DataError(f"parquet: a null in a list of {values.type}", "numbers alone")
+        return values.to_numpy(zero_copy_only=False)
+    rows = [_list(values[row].values) for row in range(len(values))]
+    first = rows[0] if rows else None
+    if first is not None and first.dtype != object and all(_is_like(row, first) for row in rows):
+        return np.stack(rows)  # type: ignore[arg-type]
+    ragged = np.empty(len(rows), object)
+    ragged[:] = rows
+    return ragged
+
+
+def _is_like(row: np.ndarray | None, first: np.ndarray) -> bool:
+    return row is not None and (row.dtype, row.shape) == (first.dtype, first.shape)
+
+
+def _is_image(stored: Any) -> bool:
+    return bool(types.is_struct(stored) and stored.get_field_index("bytes") >= 0)
+
+
+def _is_one_of(stored: Any, kinds: tuple[Callable[[Any], bool], ...]) -> bool:
+    return any(is_kind(stored) for is_kind in kinds)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +19,9 @@ class Source(Protocol):
     A source may also have
         `origin(index) -> str`: where an example comes from, as `file:row`, for error messages;
         `fingerprint() -> dict`: what identifies the data (files, sizes, rows, hash of the index);
-        `rows_together() -> int`: rows that are read at once, where reading them alone costs far more; else 1.
+        `rows_together() -> int`: rows that are read at once, where reading them alone costs far more; else 1;
+        `skipped`: a tuple of lines on what lies with the data and is not read;
+        `classes`: a tuple of the classes' names in the order of the labels, the same for all splits.
     """
 
     def __len__(self) -> int: ...
@@ -33,19 +36,20 @@ class ArraySource:
     """Examples in memory (or in memory-mapped arrays): row i of every array.
 
     Args:
-        arrays: name -> array [N, ...]; an example is a dict of their rows.
+        arrays: name -> array [N, ...] of any dtype, or what NumPy makes one of; an example is a dict of their
+            rows.
 
     Raises:
-        DataError: there is no array, or their lengths differ.
+        DataError: there is no array, one has a mask or no rows to number, or their lengths differ.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        lengths = {name: len(array) for name, array in arrays.items()}
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = {name: _as_array(name, array) for name, array in arrays.items()}
+        lengths = {name: len(array) for name, array in self._arrays.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(
                 f"source: arrays: lengths {lengths}", "one length for all, and at least one array"
             )
-        self._arrays = dict(arrays)
         self._length = next(iter(lengths.values()))
 
     @classmethod
@@ -57,10 +61,11 @@ class ArraySource:
         """
         try:
             if isinstance(files, str | Path):
-                with np.load(files, allow_pickle=False) as archive:
+                with np.load(Path(files).expanduser(), allow_pickle=False) as archive:
                     return cls(dict(archive))
-            return cls({name: np.load(path, mmap_mode="r") for name, path in files.items()})
-        except (OSError, ValueError, TypeError) as error:
+            mapped = {name: Path(path).expanduser() for name, path in files.items()}
+            return cls({name: np.load(path, mmap_mode="r") for name, path in mapped.items()})
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise DataError(f"source: {files}: {error}", "a .npz file, or names with .npy files") from None
 
     def __len__(self) -> int:
@@ -79,8 +84,26 @@ class ArraySource:
         for name, array in sorted(self._arrays.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             for rows in _hashed_rows(array):
-                digest.update(np.ascontiguousarray(array[rows]).data)
+                digest.update(_bytes(array[rows]))
         return {"rows": self._length, "hash": digest.hexdigest()}
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"source: {name}: {error}", "one array") from None
+    if isinstance(values, np.ma.MaskedArray) or not array.ndim:
+        what = "a masked array" if array.ndim else "a single value"
+        raise DataError(f"source: {name}: {what}", "an array without a mask, with a row for each example")
+    return array
+
+
+def _bytes(rows: np.ndarray) -> memoryview | bytes:
+    """What identifies rows: their bytes, and the text of objects, whose bytes are addresses."""
+    if rows.dtype.hasobject:
+        return repr(rows.tolist()).encode()
+    return np.ascontiguousarray(rows).view(np.uint8).data if rows.nbytes else b""
 
 
 def _hashed_rows(array: np.ndarray) -> Iterator[slice | np.ndarray]:

@@ -1,6 +1,7 @@
 """Sources: rows by number, errors that name the file, fingerprints that notice a change."""
 
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from data_echo import (
     TextSource,
     images,
 )
+from data_echo.sources import files
 
 
 def jpeg(seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:
@@ -280,6 +282,34 @@ def test_text_windows(sizes: list[int], window: int, stride: int | None) -> None
         assert [source[index]["bytes"].tobytes() for index in range(len(source))] == expected
         file, first = source.origin(len(source) - 1).rsplit(":", 1)
         assert Path(file).read_bytes()[int(first) : int(first) + window] == expected[-1]
+
+
+def test_many_texts_keep_few_files_open_and_a_change_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_OPEN_FILES", 2)
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.txt").write_text(name * 8)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "._a.txt").write_text("not a text at all")
+    source = TextSource(tmp_path, 4)
+    before = len(os.listdir("/proc/self/fd"))
+    assert (
+        b"".join(source[index]["bytes"].tobytes() for index in range(8))
+        == b"aaaaaaaabbbbbbbbccccccccdddddddd"
+    )
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert source.skipped == (
+        "hidden or system files: 1 (" + str(tmp_path / "._a.txt") + ")",
+        "files shorter than a window: 1 (" + str(tmp_path / "empty.txt") + ")",
+    )
+    os.truncate(tmp_path / "c.txt", 2)  # what is mapped into memory would end the process
+    with pytest.raises(DataError, match=r"files: \S*c.txt: changed while it was in use"):
+        source[5]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"files: \S*a.txt: No such file"):
+        source[0]
+    assert len(TextSource([tmp_path / "._a.txt"], 4)) == 4, "a file that is named is read"
 
 
 def test_real_text(shared_data: Path) -> None:

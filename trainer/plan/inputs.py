@@ -40,6 +40,17 @@ class Inputs:
         source: Any = self.sources["train"]
         return source.rows_together() if hasattr(source, "rows_together") else 1
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line on everything that a split's source found and does not read."""
+        skipped = {split: getattr(source, "skipped", None) for split, source in self.sources.items()}
+        return tuple(
+            f"{split}: {line}"
+            for split, lines in skipped.items()
+            if isinstance(lines, tuple)
+            for line in lines
+        )
+
     def model(self, recipe: Recipe) -> Any:
         """The task's model, made without memory where it allows that, and without moving the random numbers.
 
@@ -78,11 +89,33 @@ def _sources(recipe: Recipe, task: Task) -> dict[str, Source]:
             if is_empty:
                 wrong = f"the {split} split of {recipe.task.use} is empty"
                 problems.append(recipe.problem("task", wrong, "give it examples"))
+    if not problems:
+        problems += _classes_apart(recipe, sources)
     try:
         refuse(problems)
     except RecipeError as error:
         raise error from cause
     return sources
+
+
+def _classes_apart(recipe: Recipe, sources: dict[str, Any]) -> list[Any]:
+    """A problem where a split's source numbers other classes than the training split's."""
+    listed = {split: getattr(source, "classes", None) for split, source in sources.items()}
+    own = {split: names for split, names in listed.items() if isinstance(names, tuple)}
+    first = own.get("train")
+    for split, names in own.items():
+        if first is not None and names != first:
+            wrong = (
+                f"the {split} split of {recipe.task.use} has the classes {_few(names)}, train {_few(first)}"
+            )
+            return [
+                recipe.problem("task", wrong, "give all splits one list, as ImageFolderSource(classes=...)")
+            ]
+    return []
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(map(str, names[:5])) + (f", ... ({len(names)})" if len(names) > 5 else "")
 
 
 def _raised(recipe: Recipe, where: str, error: Exception) -> Any:

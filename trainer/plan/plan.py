@@ -24,6 +24,7 @@ class Plan:
     recipe: Recipe
     examples: dict[str, int]  # by split
     rows_together: int  # training rows that are read at one go
+    left_out: tuple[str, ...]  # lines on what the sources found and do not read
     stages: BatchStages
     steps: int
     total_examples: int  # the length that the schedules are stretched over
@@ -85,6 +86,7 @@ def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
         recipe=recipe,
         examples=examples,
         rows_together=inputs.rows_together,
+        left_out=inputs.left_out,
         stages=stages,
         steps=steps,
         total_examples=total,

@@ -73,6 +73,7 @@ def _data(plan: Plan) -> list[Row]:
         path = ["pool: source, prepare", "worker: augment", middle, "forward, backward"]
     return [
         ("data", ", ".join(f"{plan.examples[split]:,} {split}" for split in SPLITS)),
+        *[("left out", line) for line in plan.left_out],
         ("order", _order(plan)),
         ("fresh examples", f"{most}{plan.fresh_examples:,} ({passes:.4g} passes over the training data)"),
         ("pipeline", " → ".join(path)),

@@ -98,6 +98,7 @@ class Subset:
 
     def __init__(self, source: ParquetSource, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
+        self.skipped = source.skipped
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -115,6 +115,7 @@ class Windows:
 @lru_cache(maxsize=1)
 def read_text(path: str) -> np.ndarray:
     """The file's bytes, uint8 [n]."""
-    if not Path(path).is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise InvalidValueError(f"there is no file {path}", "give the path of the text")
-    return np.fromfile(path, dtype=np.uint8)
+    return np.fromfile(file, dtype=np.uint8)
