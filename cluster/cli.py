@@ -43,6 +43,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def messages(debug: bool) -> Iterator[None]:
     """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
     from trainer.errors import RunFailed, UserError
+    from trainer.recipe.redaction import hidden
 
     try:
         yield
@@ -50,7 +51,7 @@ def messages(debug: bool) -> Iterator[None]:
         if debug:
             import traceback
 
-            traceback.print_exc()
+            click.echo(hidden(traceback.format_exc()), err=True)
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):
@@ -61,7 +62,7 @@ def messages(debug: bool) -> Iterator[None]:
             raise
         else:
             said, code = f"failed: {type(error).__name__}: {error}\n--debug shows where", 1
-        click.echo(said, err=True)
+        click.echo(hidden(said), err=True)
         sys.exit(code)
 
 

@@ -18,6 +18,7 @@ from cluster.resume import Resumed
 from cluster.signals import interruptible
 from trainer.errors import RunFailed, UserError
 from trainer.recipe import loader
+from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 from trainer.run_folder.journal import Journal
@@ -90,6 +91,10 @@ def read(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe in a file. UserError when it is wrong, or holds a secret that would be kept with the run."""
     recipe = loader.read(path, overrides)
     tracking_address.address(recipe)
+    for key, value in recipe.flat().items():
+        if (secret := gives_away(value)) is not None:
+            cure = "let the task or its driver read it from the environment"
+            raise UserError(f"{key}: holds {secret}, and recipes are kept with their runs; {cure}")
     return recipe
 
 
@@ -242,7 +247,7 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
 def _tracked(folder: Path, console: Console) -> Iterator[None]:
     """The process that follows the run into MLflow starts now, and has a bounded time to finish later."""
     command = [sys.executable, "-m", "trainer.tracking.writer", str(folder), str(os.getpid())]
-    with open(folder / layout.LOG, "ab") as log:
+    with open(layout.make_private(folder / layout.LOG), "ab") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

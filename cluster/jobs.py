@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from cluster import driver
 from cluster.ray_cluster import code_for_workers
 from trainer.errors import RunFailed, UserError
+from trainer.recipe.redaction import hidden
 from trainer.task import refuse_shadows
 
 if TYPE_CHECKING:
@@ -70,13 +71,13 @@ def status(job_id: str, address: str | None) -> str:
     """One job's line, and what the cluster has to say about it."""
     with connected(address) as client:
         details = client.get_job_info(job_id)
-    return "\n".join(filter(None, [_line(details), details.message]))
+    return hidden("\n".join(filter(None, [_line(details), details.message])))
 
 
 def logs(job_id: str, address: str | None) -> str:
     """What a job has written so far."""
     with connected(address) as client:
-        return client.get_job_logs(job_id)
+        return hidden(client.get_job_logs(job_id))
 
 
 def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
@@ -85,7 +86,7 @@ def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
         pieces = client.tail_job_logs(job_id)
         with asyncio.Runner() as runner:
             while (piece := runner.run(anext(pieces, None))) is not None:
-                yield piece
+                yield hidden(piece)
 
 
 def stop(job_id: str, address: str | None) -> str:

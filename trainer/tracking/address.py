@@ -3,9 +3,9 @@
 import importlib.util
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from trainer.errors import UserError
+from trainer.recipe.redaction import HIDDEN, gives_away, hidden
 from trainer.recipe.schema import Recipe
 
 NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
@@ -22,9 +22,9 @@ def address(recipe: Recipe) -> str:
     Raises:
         UserError: the recipe's address holds a password; recipes are stored with runs and logged.
     """
-    if recipe.track.uri and urlsplit(recipe.track.uri).password:
+    if recipe.track.uri and (secret := gives_away(recipe.track.uri)):
         raise UserError(
-            "track.uri: holds a password, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
+            f"track.uri: holds {secret}, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
         )
     return resolved(recipe.track.uri if recipe.track.uri != NOWHERE else None)
@@ -38,6 +38,5 @@ def resolved(uri: str | None) -> str:
 
 
 def shown(uri: str) -> str:
-    """An address without the user's name and password in it."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.password else uri
+    """An address without the user's name, password and tokens in it."""
+    return hidden(uri).replace(f"{HIDDEN}@", "")
