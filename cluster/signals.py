@@ -68,6 +68,8 @@ def interruptible() -> Iterator[Interruption]:
     try:
         yield interruption
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if interruption.first is not None:
+            interruption.ignore()  # to the end of the process, which is near
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -151,7 +151,9 @@ def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float, floa
     """
     gradients = training.optimizer.buffers.gradients
     squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
-    total, count, votes, *squared = torch.cat([sums[:2], sums[-1:], squares]).tolist()  # the step's one wait for a GPU
+    total, count, votes, *squared = torch.cat(
+        [sums[:2], sums[-1:], squares]
+    ).tolist()  # the step's one wait for a GPU
     count = count or math.nan  # `_skip` tells that no example counted
     factor = 1 / (count * training.loss_scale.value)
     norm = math.sqrt(sum(squared)) * factor

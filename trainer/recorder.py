@@ -74,7 +74,7 @@ class Recorder:
         return (None if newest is None else read(newest)), decisions
 
     def stop_asked(self) -> bool:
-        """Whether somebody asked for a stop, by a file in the run's folder; looked for a few times a second."""
+        """Whether somebody asked for a stop, by a file in the run's folder; looked for now and then."""
         now = time.monotonic()
         if self.journal is None or now - self.looked_at < LOOK_INTERVAL_S:
             return False

@@ -1,8 +1,9 @@
 """Secrets, and the one way in which they are hidden: whatever a run writes, sends or shows passes `hidden`.
 
-Secret are values of the environment whose variable says so (`…_PASSWORD`, `…_TOKEN`, `…_SECRET_…`,
-`…_KEY`, and the content of a file that such a variable names), what stands before the `@` of an address, and
-parameters of an address such as `token=`. The environment's values are hidden wherever they stand, the others by their form.
+Secret are values of the environment whose variable says so (`…_PASSWORD`, `…_TOKEN`, `…_SECRET_…`, `…_KEY`,
+and the content of a file that such a variable names), what stands before the `@` of an address, and
+parameters of an address such as `token=`. The environment's values are hidden wherever they stand, the
+others by their form.
 """
 
 import base64

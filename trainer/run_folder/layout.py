@@ -27,6 +27,7 @@ CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
 WRITING, FETCHING = ".writing-", ".fetching-"  # before the name of a checkpoint that is not whole yet
+MIRRORING = ".mirroring-"  # before the name of one that is held while it is copied
 
 
 def checkpoint_name(step: int) -> str:

@@ -251,9 +251,7 @@ class Tracker:
         refused: list[str] = []
         for start in range(0, len(entries), most):
             some = entries[start : start + most]
-            for lost, error in send_in_parts(
-                some, lambda part: self._send_batch(what, part)
-            ):
+            for lost, error in send_in_parts(some, lambda part: self._send_batch(what, part)):
                 refused.append(f"{what}: {lost.key}: {first_line(error)}")
                 logger.warning("MLflow refused %s", refused[-1])
         return refused
