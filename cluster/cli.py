@@ -229,7 +229,7 @@ def submit(recipe: str, overrides: tuple[str, ...], address: str | None) -> None
     """Train a recipe as a job on a running Ray cluster."""
     from cluster import jobs
 
-    name = jobs.submit(recipe, overrides, address)
+    name = jobs.submit(recipe, overrides, address, lambda text: click.echo(text, err=True))
     click.echo(f"{name}\nfollow it with `lockstep logs {name} -f`, end it with `lockstep stop {name}`")
 
 

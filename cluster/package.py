@@ -1,28 +1,36 @@
 """What travels with a job: our own list of the working folder's files, in one archive, and our packages.
 
-Nothing is decided by git's ignore file or by Ray. Left out are what `.lockstepignore` names (a pattern a line, as
-in git's), what is never needed, files that hold secrets by their name, and links that lead out of the folder.
+Nothing is decided by git's ignore file or by Ray. Left out are what `.lockstepignore` names (a pattern a
+line, as in git's), what is never needed, files that hold secrets by their name, and links that lead out of
+the folder.
 """
 
 import fnmatch
-import hashlib
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.errors import UserError
 
 IGNORE = ".lockstepignore"
-NEVER = tuple(
-    ["/runs/", "/mlruns/", "/mlflow.db*", ".git/", ".hg/", ".svn/", ".venv/", "/venv/", "__pycache__/", ".ipynb_checkpoints/", ".DS_Store", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
+NEVER = (
+    *("/runs/", "/mlruns/", "/mlflow.db*", ".git/", ".hg/", ".svn/", ".venv/", "/venv/", "__pycache__/"),
+    *(".ipynb_checkpoints/", ".DS_Store", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/", ".hypothesis/"),
 )
-SECRET_FILES = tuple(
-    [".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".htpasswd", ".pypirc", ".npmrc", ".git-credentials", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*credentials*.json", "*secret*.json", "*secrets.y*ml", "*secrets.toml", "credentials", "auth_token", "*.token", ".ssh/", ".aws/", ".azure/", ".gcloud/", ".kube/", ".gnupg/", ".docker/", ".databrickscfg", "kaggle.json", ".boto", ".s3cfg"]
+SECRET_FILES = (
+    *(".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".my.cnf", ".htpasswd", ".npmrc"),
+    *(".pypirc", ".git-credentials", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key"),
+    *("*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*credentials*.json", "*secret*.json"),
+    *("*secrets.y*ml", "*secrets.toml", "credentials", "auth_token", "*.token", ".databrickscfg", ".s3cfg"),
+    *("kaggle.json", ".boto", "*.tfvars", "*.tfstate", ".secrets/", ".ssh/", ".aws/", ".azure/", ".gcloud/"),
+    *(".kube/", ".gnupg/", ".docker/"),
 )
-LARGEST_BYTES = 500 << 20  # what a head takes
+JOB_BYTES, CLUSTER_BYTES = 100 << 20, 500 << 20  # the largest archive that a head, and a cluster, takes
 MOST_SHOWN = 5
 
 
@@ -92,37 +100,42 @@ class Listing:
             shown.append(f"  left here: {len(said) - MOST_SHOWN:,} more")
         return shown
 
-    def pack(self, into: Path) -> Path:
-        """Write the archive that Ray unpacks: the same files make the same name.
+    def pack(self, path: Path, most_bytes: int) -> None:
+        """Write the archive that Ray unpacks: the same files make the same bytes.
 
         Raises:
-            UserError: it is larger than a head takes.
+            UserError: it becomes larger than `most_bytes`.
         """
-        total = sum(self.files.values())
-        if total > LARGEST_BYTES:
-            largest = max(self.files, key=lambda name: self.files[name])
-            raise UserError(
-                f"{self.folder}: holds {_megabytes(total)}, and a job takes along at most "
-                f"{_megabytes(LARGEST_BYTES)}; name what stays here in {IGNORE}, such as {largest} ({_megabytes(self.files[largest])})"
-            )
-        digest = hashlib.sha256()
-        path = into / "folder.zip"
-        with zipfile.ZipFile(
-            path, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False
-        ) as archive:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name in self.files:
-                info = zipfile.ZipInfo(name)
+                info = zipfile.ZipInfo(name)  # with a time that is always the same
                 info.external_attr = (self.folder / name).stat().st_mode << 16
                 info.compress_type = zipfile.ZIP_DEFLATED
-                data = (self.folder / name).read_bytes()
-                digest.update(f"{name}\0{len(data)}\0".encode() + data)
-                archive.writestr(info, data)
-        return path.rename(into / f"lockstep_{digest.hexdigest()[:32]}.zip")
+                with (self.folder / name).open("rb") as source, archive.open(info, "w") as target:
+                    shutil.copyfileobj(source, target)
+                if path.stat().st_size > most_bytes:
+                    raise self._too_large(most_bytes)
+        if path.stat().st_size > most_bytes:
+            raise self._too_large(most_bytes)
+
+    def _too_large(self, most_bytes: int) -> UserError:
+        largest = max(self.files, key=lambda name: self.files[name])
+        cure = f"name what stays here in {IGNORE}, such as {largest} ({_megabytes(self.files[largest])})"
+        return UserError(
+            f"{self.folder}: holds {_megabytes(sum(self.files.values()))}, and at most "
+            f"{_megabytes(most_bytes)} are taken along, compressed; {cure}"
+        )
 
 
-def archives() -> tempfile.TemporaryDirectory[str]:
-    """A folder for archives, for as long as it is entered; only its owner can look into it."""
-    return tempfile.TemporaryDirectory(prefix="lockstep-package-")
+@contextmanager
+def packed(folder: Path, most_bytes: int, say: Callable[[str], object]) -> Iterator[Path]:
+    """The archive of a folder, for as long as the body runs; what is in it is said first."""
+    listing = Listing.of(folder)
+    say("\n".join(listing.lines()))
+    with tempfile.TemporaryDirectory(prefix="lockstep-package-") as place:
+        archive = Path(place) / "folder.zip"
+        listing.pack(archive, most_bytes)
+        yield archive
 
 
 def in_job() -> bool:

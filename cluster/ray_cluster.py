@@ -20,12 +20,13 @@ from subprocess import Popen
 from typing import Any
 
 from cluster.driver import LaunchContext
+from cluster.package import CLUSTER_BYTES, in_job, packed
 
 NEEDED = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
 OURS = ("cluster", "data_echo", "optim", "trainer")
-NOT_UPLOADED = ["/runs/", "/mlruns/", "mlflow.db*", ".git/", ".venv/", "__pycache__/"]
+NOT_UPLOADED = ["__pycache__/"]  # of our packages
 LOOPBACK_ONLY = {
     # What Ray sets on systems that cannot form clusters: node address 127.0.0.1, and every port bound to it.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -78,7 +79,11 @@ def _existing_cluster(context: LaunchContext, address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     try:
         with context.phase(f"Ray at {address}"):
-            _start(address=address, runtime_env=None if in_job() else code_for_workers())
+            if in_job():
+                _start(address=address)
+            else:
+                with packed(Path.cwd(), CLUSTER_BYTES, context.console.say) as archive:
+                    _start(address=address, runtime_env=code_for_workers(archive))
         yield
     finally:
         _stop()
@@ -167,16 +172,11 @@ def _make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
 
 
-def in_job() -> bool:
-    """Whether this process is the entry point of a Ray job, which has brought its code with it."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def code_for_workers() -> dict[str, Any]:
-    """The runtime environment that brings the user's folder and our packages to other machines."""
+def code_for_workers(archive: Path) -> dict[str, Any]:
+    """The runtime environment that brings the user's files and our packages to other machines."""
     root = Path(__file__).resolve().parents[1]
     return {
-        "working_dir": str(Path.cwd()),
+        "working_dir": str(archive),
         "py_modules": [str(root / name) for name in OURS],
         "excludes": NOT_UPLOADED,
     }

@@ -49,8 +49,9 @@ class Tracker:
 
     def __init__(self, folder: Path, recipe: Recipe, keep_trying: Callable[[], bool] = lambda: False) -> None:
         self.folder, self.recipe, self.keep_trying = folder, recipe, keep_trying
-        self.uri = address(recipe)
-        self.progress = TrackingProgress.load(folder) or TrackingProgress(shown(self.uri))
+        remembered = TrackingProgress.load(folder)
+        self.uri = address(recipe, remembered.uri if remembered and remembered.run_id else None)
+        self.progress = remembered or TrackingProgress(shown(self.uri))
         self.progress.uri = shown(self.uri)
         self.tail = Tail(folder, self.progress.offset)
         if self.tail.offset > self.tail.size:  # another journal lies here
