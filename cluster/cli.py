@@ -43,6 +43,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def messages(debug: bool) -> Iterator[None]:
     """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
     from trainer.errors import RunFailed, UserError
+    from trainer.recipe.redaction import hidden
 
     try:
         yield
@@ -50,7 +51,7 @@ def messages(debug: bool) -> Iterator[None]:
         if debug:
             import traceback
 
-            traceback.print_exc()
+            click.echo(hidden(traceback.format_exc()), err=True)
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):
@@ -61,7 +62,7 @@ def messages(debug: bool) -> Iterator[None]:
             raise
         else:
             said, code = f"failed: {type(error).__name__}: {error}\n--debug shows where", 1
-        click.echo(said, err=True)
+        click.echo(hidden(said), err=True)
         sys.exit(code)
 
 
@@ -145,15 +146,18 @@ def _train(
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
     from cluster import driver, local_launcher, ray_launcher
+    from cluster.advice import resume_command
     from cluster.console import Console
 
     chosen = driver.TrainOptions(profile=profile, **options)
     if local_launcher.is_torchrun():
         return local_launcher.train_under_torchrun(recipe, overrides, chosen)
     console = Console()
+    flags = ["--local"] if local else ["--address", address] if address else []
+    command = resume_command(recipe, overrides, flags)
     if local:
         overrides = (*overrides, "run.workers=1")
-    planned = driver.prepare(recipe, overrides, console)
+    planned = driver.prepare(recipe, overrides, console, command)
     address = None if local else ray_launcher.address_of(address)
     if address is None:
         ray_launcher.refuse_what_does_not_fit(planned.recipe)
@@ -281,7 +285,7 @@ def submit(recipe: str, overrides: tuple[str, ...], address: str | None) -> None
     """Train a recipe as a job on a running Ray cluster."""
     from cluster import jobs
 
-    name = jobs.submit(recipe, overrides, address)
+    name = jobs.submit(recipe, overrides, address, lambda text: click.echo(text, err=True))
     click.echo(f"{name}\nfollow it with `lockstep logs {name} -f`, end it with `lockstep stop {name}`")
 
 

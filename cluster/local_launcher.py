@@ -4,7 +4,9 @@ import os
 from collections.abc import Sequence
 
 from cluster import driver
+from cluster.advice import resume_command
 from cluster.console import Console
+from cluster.signals import interruptible
 
 
 def in_process(context: driver.LaunchContext) -> None:
@@ -25,12 +27,13 @@ def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.Tr
     tells the others what to run.
     """
     size = os.environ["WORLD_SIZE"]
+    command = resume_command(path, overrides)
     overrides = (*overrides, f"run.workers={size}")
     if os.environ["RANK"] != "0":
         return _as_one_more(path, overrides)
     console = Console()
     console.say(f"lockstep: {path}, {size} processes of torchrun")
-    return driver.train(driver.prepare(path, overrides, console), _as_first, console, options)
+    return driver.train(driver.prepare(path, overrides, console, command), _as_first, console, options)
 
 
 def _as_first(context: driver.LaunchContext) -> None:
@@ -47,7 +50,10 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     from trainer.worker import run_worker
 
     recipe = driver.read(path, overrides)
-    with WorkerGroup.joined(recipe.run.device) as group:
+    with interruptible() as interruption, WorkerGroup.joined(recipe.run.device) as group:
+        interruption.request = lambda _: True  # the first one saves, stops, and takes this one along
         outcome = run_worker(group.broadcast(None))
+    if outcome.status == "KILLED":
+        raise interruption.first or KeyboardInterrupt(outcome.reason)
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason)

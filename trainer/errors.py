@@ -15,6 +15,10 @@ class RunFailed(Exception):  # noqa: N818
     """A run that stops for a reason found later: it is marked FAILED with the reason, the exit code is 1."""
 
 
+class RunStopped(Exception):  # noqa: N818
+    """A run that somebody asked to stop, after the checkpoint that it goes on from; marked KILLED."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a recipe. `file` and `line` are None where no file is behind it."""

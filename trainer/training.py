@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class Training:
     decisions: Decisions
     average: RunningAverage | None = None
     execution: Execution = field(default_factory=Execution)
+    stop_asked: Callable[[], bool] = lambda: False  # whether this worker wants the run to end with this step
 
     @property
     def recipe(self) -> Recipe:

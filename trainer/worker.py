@@ -18,7 +18,7 @@ from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, RunStopped, UserError
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
@@ -58,6 +58,8 @@ def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
         return recorder.end(Outcome("FAILED", str(error)))
+    except RunStopped as stop:
+        return recorder.end(Outcome("KILLED", str(stop)))
     except KeyboardInterrupt:
         recorder.end(Outcome("KILLED", "interrupted"))
         raise
@@ -83,6 +85,7 @@ def _train(
         with recorder.phase("model and optimizer"):
             state, decisions = recorder.resume()
             training = build(plan, task, group, preparer, state, decisions)
+            training.stop_asked = recorder.stop_asked
         recorder.write("start", **_circumstances(training))
         recorder.write("rewind", step=training.progress.step)
         try:
@@ -125,9 +128,13 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             training.finished
             or stop
             or is_best
+            or step.stop_asked
             or _save_due(recipe.checkpoint.every, step, training, recorder)
         ):
             recorder.save(training, metrics)
+        if step.stop_asked and not training.finished:
+            recorder.checkpoints.wait()
+            raise RunStopped(recorder.stop_reason())
         if stop:
             recorder.write("stop", step=step.step, examples=step.examples, reason=stop)
             break

@@ -1,9 +1,11 @@
 """`lockstep train --local` as a user sees it: output, folder, exit code."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +66,45 @@ def test_a_run_that_is_told_to_stop_is_marked_and_can_go_on(folder, number, code
     assert command.wait() == code, command.output
     assert "Traceback" not in command.output
     assert remaining(family) == []
-    end = journal(folder / "runs/tiny-001", "end")[-1]
+    (end,) = journal(folder / "runs/tiny-001", "end")
     assert end["status"] == "KILLED"
-    assert end["reason"].startswith("interrupted")
+    assert end["reason"] == f"interrupted by {number.name}"
+    last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
+    newest = max((folder / "runs/tiny-001/checkpoints").glob("step-*/manifest.json")).parent.name
+    assert newest == f"step-{last:08d}"  # none of its steps is lost
+    told = "`lockstep train tiny.yaml --local --set train.epochs=1000000 --resume` goes on from step"
+    assert f"{told} {last}" in command.output
+    assert not (folder / "runs/tiny-001/.stop").exists()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 1.5])
+def test_a_second_signal_leaves_no_run_unmarked(folder, pause_s):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    command.send(signal.SIGTERM)
+    time.sleep(pause_s)
+    with contextlib.suppress(ProcessLookupError):
+        command.send(signal.SIGINT)
+    assert command.wait() == 143, command.output
+    assert remaining(family) == []
+    (end,) = journal(folder / "runs/tiny-001", "end")
+    assert end["status"] == "KILLED"
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(folder):
+    code = (folder / "my_task.py").read_text()
+    slow = code.replace("def augment(self, batch, draw):", "def augment(self, batch, draw):\n        SLOW")
+    slow = slow.replace("SLOW", "import time, pathlib; time.sleep(3600 * pathlib.Path('slow').exists())")
+    (folder / "my_task.py").write_text(slow)
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    (folder / "slow").touch()
+    began_at = time.monotonic()
+    command.send(signal.SIGTERM)
+    assert command.wait() == 143, command.output
+    assert time.monotonic() - began_at < 30
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
 
 
 def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):

@@ -22,15 +22,24 @@ MODEL, AVERAGE = "model.safetensors", "average.safetensors"  # of a finished run
 PROFILE = "profile"  # a folder with the following files
 TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
 RAY = ".ray"  # a folder for Ray Train's own files and the workers' meeting point
+STOP = ".stop"  # while somebody asks the run to stop: why
 CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
 WRITING, FETCHING = ".writing-", ".fetching-"  # before the name of a checkpoint that is not whole yet
+MIRRORING = ".mirroring-"  # before the name of one that is held while it is copied
 
 
 def checkpoint_name(step: int) -> str:
     """The folder of a step's checkpoint; names sort by step."""
     return f"step-{step:08d}"
+
+
+def make_private(path: Path) -> Path:
+    """A file that nobody but its owner can read, made if it is not there: errors of others go to it."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    return path
 
 
 def create(directory: str | Path, name: str, above: int = 0) -> Path:
