@@ -116,7 +116,7 @@ def _named(directory: str, name: str) -> Path:
 
 def _recipe(folder: Path) -> dict[str, str]:
     stored = folder / layout.RECIPE
-    return loader.parse(stored.read_text(), str(stored)).flat()
+    return loader.read(stored).flat()
 
 
 def _to_target(summary: Summary) -> str:

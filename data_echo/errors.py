@@ -6,6 +6,16 @@ from __future__ import annotations
 class DataError(Exception):
     """The package's one exception type: `<where>: <key>: <what is wrong>; <what would be right>`."""
 
+    @property
+    def wrong(self) -> str:
+        """What is wrong, with its place."""
+        return str(self).rpartition("; ")[0] or str(self)
+
+    @property
+    def right(self) -> str:
+        """What would be right; empty where the message does not say."""
+        return str(self).rpartition("; ")[2] if "; " in str(self) else ""
+
 
 class ExampleError(DataError):
     """One example could not be read or prepared.
