@@ -30,7 +30,7 @@ from trainer.recipe.schema import CONTRADICTIONS, SECTIONS, Contradiction, Recip
 Place = tuple[str, int | None]  # file, line
 OVERRIDE = "--set"  # the file of what the command line sets
 MOST_CHARACTERS = 2**17
-MOST_VALUES = 10_000
+MOST_VALUES = 5000
 MOST_DEPTH = 24
 MOST_DIGITS = 300  # of a number, since larger ones are infinite, and characters of a key
 MOST_PROBLEMS = 100  # that are told
@@ -114,9 +114,9 @@ class _Draft:
         if node.tag not in _PLAIN_TAGS:
             self.problems.append(Problem(*place, key, f"has the tag {node.tag}", "write a plain value"))
         if isinstance(node, yaml.ScalarNode):
-            value, wrong = _scalar(node)
-            if wrong:
-                self.problems.append(Problem(*place, key, *wrong))
+            value, halves = _scalar(node)
+            if halves:
+                self.problems.append(Problem(*place, key, *halves))
             return value
         if isinstance(node, yaml.SequenceNode):
             numbered = enumerate(node.value)
@@ -259,19 +259,28 @@ def _unfit(text: str) -> bool:
 class _Loader(yaml.BaseLoader):
     """Resolves nothing, so that `_scalar` sees what was written, and goes down so far only."""
 
-    depth = 0
+    depth = nodes = 0
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        self._refuse_depth(self.flow_level, self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.depth > MOST_DEPTH:
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem=f"it is nested more than {MOST_DEPTH} levels deep", problem_mark=event.start_mark
-            )
+        mark = self.peek_event().start_mark
+        self._refuse_depth(self.depth, mark)
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:  # keys are nodes, too
+            raise yaml.MarkedYAMLError(problem=f"it has more than {MOST_VALUES} values", problem_mark=mark)
         self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    @staticmethod
+    def _refuse_depth(depth: int, mark: Any) -> None:
+        if depth > MOST_DEPTH:
+            problem = f"it is nested more than {MOST_DEPTH} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def _compose(text: str, file: str) -> yaml.Node | None:

@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from typing import get_origin
 
 from pydantic_core import ErrorDetails
 
@@ -99,7 +100,10 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
             names = (*names, part)
         elif (*names, part) in SECTIONS:  # the tag of a union, such as decay's shape
             names = (*names, part)
-        else:  # a branch of a plain union, such as `int` of `auto or int`
+        else:  # a name of the user's, or a branch of a plain union, such as `int` of `auto or int`
+            field = model.model_fields.get(key[-1])
+            if field is not None and get_origin(field.annotation) is dict:
+                key.append(part)
             break
     return ".".join(key), model
 
