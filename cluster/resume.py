@@ -59,7 +59,7 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str], folder: Pat
 def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
     """A line per key with another value; UserError for those under which no checkpoint can be resumed."""
     stored = folder / layout.RECIPE
-    before, now = loader.parse(stored.read_text(), str(stored)).flat(), recipe.flat()
+    before, now = loader.read(stored).flat(), recipe.flat()
     changed = {
         key: f"{key}: is {now.get(key)}, and the run began with {before.get(key)}"
         for key in sorted(before.keys() | now.keys())

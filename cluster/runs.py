@@ -104,7 +104,7 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
 
 def _recipe(folder: Path) -> dict[str, str]:
     stored = folder / layout.RECIPE
-    return loader.parse(stored.read_text(), str(stored)).flat()
+    return loader.read(stored).flat()
 
 
 def _to_target(summary: Summary) -> str:

@@ -32,7 +32,8 @@ class Problem:
     def __str__(self) -> str:
         place = [self.file, self.line] if self.file else []
         where = ":".join(str(part) for part in place if part is not None)
-        return ": ".join(part for part in (where, self.key, f"{self.wrong}; {self.right}") if part)
+        said = ": ".join(part for part in (where, self.key, f"{self.wrong}; {self.right}") if part)
+        return " ".join(said.splitlines())  # whatever a value holds
 
 
 class RecipeError(UserError):
