@@ -146,18 +146,16 @@ def _train(
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
     from cluster import driver, local_launcher, ray_launcher
-    from cluster.advice import resume_command
     from cluster.console import Console
 
-    chosen = driver.TrainOptions(profile=profile, **options)
+    flags = " --local" if local else f" --address {address}" if address else ""
+    chosen = driver.TrainOptions(profile=profile, command=f"lockstep resume {{run}}{flags}", **options)
     if local_launcher.is_torchrun():
         return local_launcher.train_under_torchrun(recipe, overrides, chosen)
     console = Console()
-    flags = ["--local"] if local else ["--address", address] if address else []
-    command = resume_command(recipe, overrides, flags)
     if local:
         overrides = (*overrides, "run.workers=1")
-    planned = driver.prepare(recipe, overrides, console, command)
+    planned = driver.prepare(recipe, overrides, console)
     address = None if local else ray_launcher.address_of(address)
     if address is None:
         ray_launcher.refuse_what_does_not_fit(planned.recipe)

@@ -48,7 +48,6 @@ class PlannedRecipe:
     plan: "Plan"
     inputs: "Inputs"
     seconds: float
-    resume_command: str  # what goes on with its run
 
     @property
     def recipe(self) -> Recipe:
@@ -64,6 +63,7 @@ class TrainOptions:
     folder: Path | None = None  # of the run to resume; None: the newest of the recipe's name
     accept: tuple[str, ...] = ()  # what may differ from what the run began with: recipe, code, data
     profile: int = 0  # steps
+    command: str = "lockstep resume {run}"  # what resumes the run as it was launched
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read(path: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def prepare(path: str, overrides: Sequence[str], console: Console, resume_command: str) -> PlannedRecipe:
+def prepare(path: str, overrides: Sequence[str], console: Console) -> PlannedRecipe:
     """Read the recipe, load its task and plan it; show the plan. UserError when anything is wrong with it."""
     began_at = time.monotonic()
     recipe = read(path, overrides)
@@ -115,7 +115,7 @@ def prepare(path: str, overrides: Sequence[str], console: Console, resume_comman
         inputs = Inputs.of(recipe)
         plan = resolve(recipe, inputs)
     console.say("\n".join(f"  {line}" for line in report.lines(plan)))
-    return PlannedRecipe(plan, inputs, time.monotonic() - began_at, resume_command)
+    return PlannedRecipe(plan, inputs, time.monotonic() - began_at)
 
 
 def train(
@@ -157,7 +157,7 @@ def train(
         if tracking_address.wanted(recipe):
             stack.enter_context(_tracked(folder, recipe, console))
         interruption.request = partial(_ask_to_stop, folder, history, console)
-        stack.enter_context(_ended(folder, journal, interruption, planned.resume_command))
+        stack.enter_context(_ended(folder, journal, interruption, options.command))
         if keep_noise:
             stack.enter_context(console.alone(folder / layout.LOG))
         stack.enter_context(console.following(folder, history, plan.served_examples))

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster import driver
-from cluster.advice import resume_command
 from cluster.console import Console
 from cluster.signals import interruptible
 
@@ -27,13 +27,14 @@ def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.Tr
     tells the others what to run.
     """
     size = os.environ["WORLD_SIZE"]
-    command = resume_command(path, overrides)
     overrides = (*overrides, f"run.workers={size}")
     if os.environ["RANK"] != "0":
         return _as_one_more(path, overrides)
     console = Console()
     console.say(f"lockstep: {path}, {size} processes of torchrun")
-    return driver.train(driver.prepare(path, overrides, console, command), _as_first, console, options)
+    command = f"torchrun --nproc-per-node {size} -m cluster.cli resume {{run}}"
+    options = replace(options, command=command)
+    return driver.train(driver.prepare(path, overrides, console), _as_first, console, options)
 
 
 def _as_first(context: driver.LaunchContext) -> None:

@@ -18,16 +18,6 @@ class DataError(Exception):
     def __str__(self) -> str:
         return f"{self.wrong}; {self.right}"
 
-    @property
-    def wrong(self) -> str:
-        """What is wrong, with its place."""
-        return str(self).rpartition("; ")[0] or str(self)
-
-    @property
-    def right(self) -> str:
-        """What would be right; empty where the message does not say."""
-        return str(self).rpartition("; ")[2] if "; " in str(self) else ""
-
 
 class ExampleError(DataError):
     """One example could not be read or prepared.

@@ -72,7 +72,7 @@ def test_a_run_that_is_told_to_stop_is_marked_and_can_go_on(folder, number, code
     last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
     newest = max((folder / "runs/tiny-001/checkpoints").glob("step-*/manifest.json")).parent.name
     assert newest == f"step-{last:08d}"  # none of its steps is lost
-    told = "`lockstep train tiny.yaml --local --set train.epochs=1000000 --resume` goes on from step"
+    told = "`lockstep resume runs/tiny-001 --local` goes on from step"
     assert f"{told} {last}" in command.output
     assert not (folder / "runs/tiny-001/.stop").exists()
 

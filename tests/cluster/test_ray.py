@@ -83,7 +83,7 @@ def test_a_signal_to_all_processes_costs_no_step(folder, number):
     command.send(number)
     assert command.wait() == 128 + number, command.output
     last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
-    assert f"--resume` goes on from step {last}" in command.output
+    assert f"`lockstep resume runs/tiny-001` goes on from step {last}" in command.output
     assert [path.name for path in (folder / "runs/tiny-001/checkpoints").iterdir()] == [f"step-{last:08d}"]
     (end,) = journal(folder / "runs/tiny-001", "end")
     assert end["status"] == "KILLED"
@@ -103,7 +103,7 @@ def test_where_ray_itself_dies_the_command_says_so_and_leaves_nothing(folder, na
         f"Ray's {name.rpartition('/')[2].replace('_', ' ')} (process {victim.pid}) was killed by SIGKILL"
         in command.output
     )
-    assert "--resume` goes on from step" in command.output
+    assert "`lockstep resume runs/tiny-001` goes on from step" in command.output
     assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "FAILED"
     assert remaining(family) == []
     assert [path for path in folders_of_cluster(family) if path.exists()] == []
