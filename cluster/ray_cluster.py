@@ -13,24 +13,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 from cluster.driver import LaunchContext
 from cluster.package import CLUSTER_BYTES, in_job, packed
+from trainer.errors import RunFailed
 
 NEEDED = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
+NODE_S = 30.0  # until Ray's own way of waiting for its node takes over
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
 OURS = ("cluster", "data_echo", "optim", "trainer")
 NOT_UPLOADED = ["__pycache__/"]  # of our packages
 LOOPBACK_ONLY = {
     # What Ray sets on systems that cannot form clusters: node address 127.0.0.1, and every port bound to it.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_prestart_worker_first_driver": "0",  # none of ours could use the processes that it starts
     "GLOO_SOCKET_IFNAME": "lo",
@@ -57,13 +59,9 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
     _make_importable(Path.cwd())
     settings = context.recipe.run
     try:
-        with context.phase("Ray"):
-            _start(
-                address="local",
-                num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
-                include_dashboard=False,
-                _temp_dir=str(files),
-            )
+        cpus = settings.workers + settings.pool.max  # logical: all of ours find a place
+        with context.phase("Ray"), _lean(), _told_why():
+            _start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(files))
         yield
     finally:
         if lost_process() is None:
@@ -108,6 +106,54 @@ def _start(**options: Any) -> None:
         ray.init(**options)
     finally:
         utils.set_kill_on_parent_death_linux, utils.set_sigterm_handler = die_with_parent, set_handler
+
+
+@contextmanager
+def _told_why() -> Iterator[None]:
+    """On slow machines Ray's processes give up waiting for each other, in many words of their own."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0]
+        raise RunFailed(f"Ray did not start ({why}); try again, or train with --local") from error
+
+
+@contextmanager
+def _lean() -> Iterator[None]:
+    """While a cluster of our own starts, Ray leaves out what a run has no use for, the autoscaler's monitor
+    and the dashboard with its agent, and asks every 20 ms, not every second, whether its node is there.
+    """
+    from ray._private import services, utils
+    from ray._private.node import Node
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (Node, "start_monitor", lambda node: None),
+        (Node, "start_api_server", lambda node, **_: setattr(node, "_webui_url", "")),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")),
+        (services, "get_node", partial(_node_once_there, services.get_node)),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, replacement in replacements:
+        setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        for owner, name, original in before:
+            setattr(owner, name, original)
+
+
+def _node_once_there(get_node: Callable[[str, str], Any], gcs_address: str, node_id: str) -> Any:
+    """As Ray's `get_node`, which sleeps for whole seconds while the node is not there."""
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
+
+    state, deadline = GlobalState(), time.monotonic() + NODE_S
+    state._initialize_global_state(_get_gcs_client_options(gcs_address))
+    while time.monotonic() < deadline:
+        if any(node["NodeID"] == node_id and node["Alive"] for node in state.node_table()):
+            break
+        time.sleep(0.02)
+    return get_node(gcs_address, node_id)
 
 
 def _processes() -> Iterator[tuple[str, Popen]]:

@@ -30,7 +30,7 @@ def folders_of_cluster(family: list[Process]) -> list[Path]:
 
 
 def worker_of(family: list[Process]) -> Process:
-    return next(process for process in family if process.command.startswith("ray::RayTrainWorker"))
+    return next(process for process in family if process.command.startswith("ray::Worker"))
 
 
 def test_two_workers_train_as_one_process_does_and_leave_nothing(folder):
@@ -67,7 +67,7 @@ def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
     command = Command("train", "tiny.yaml", *ENDLESS, "--set", "track.uri=null", cwd=folder)
     command.wait_for("validation at step")
     family = command.family()
-    assert len([process for process in family if process.command.startswith("ray::RayTrainWorker")]) == 2
+    assert len([process for process in family if process.command.startswith("ray::Worker")]) == 2
     press_ctrl_c(command, folder, family)
     assert status_in_mlflow(folder) == "KILLED"
 
@@ -146,8 +146,13 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would_have(folder):
     )
     command = Command("train", "tiny.yaml", *exact, cwd=folder)
     wait_for_checkpoint(folder / "runs/tiny-001")
-    os.kill(worker_of(command.family()).pid, signal.SIGKILL)
+    workers = [each for each in command.family() if each.command.startswith("ray::Worker")]
+    os.kill(workers[0].pid, signal.SIGKILL)
+    command.wait_for("resuming from step")
+    after = {each.pid for each in command.family() if each.command.startswith("ray::Worker")}
     assert command.wait() == 0, command.output
+    assert workers[1].pid in after, "a process that lived is used again"
+    assert workers[0].pid not in after
     assert "resuming from step" in command.output
     assert len(journal(folder / "runs/tiny-001", "start")) == 2
     alone = run("train", "tiny.yaml", "--local", *exact, cwd=folder)

@@ -87,8 +87,8 @@ def kill(family: list[Process], name: str) -> None:
 @pytest.mark.parametrize(
     ("victim", "steps"),
     [
-        ("RayTrainWorker", (20, 150, 420)),  # a run's worker group is started again three times at most
-        ("RayTrainWorker", (280, 500)),
+        ("ray::Worker", (20, 150, 420)),  # a run's worker group is started again three times at most
+        ("ray::Worker", (280, 500)),
         ("PoolActor", (15, 120, 230, 340, 450)),
     ],
 )

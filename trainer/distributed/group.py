@@ -31,7 +31,7 @@ class WorkerGroup:
 
     @classmethod
     def join(cls, device: str = "auto") -> WorkerGroup:
-        """The group this process belongs to: torch.distributed's where it is set up (Ray Train), torchrun's
+        """The group this process belongs to: torch.distributed's where a Ray worker has set it up, torchrun's
         where its environment variables say so, otherwise a group of one. `device` is "auto" (a GPU where
         there is one), "cpu" or "cuda".
         """

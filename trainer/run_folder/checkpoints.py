@@ -68,6 +68,10 @@ class Checkpoints:
         """
         return next((path for path in self._newest_first() if is_whole(path)), None)
 
+    def newest_name(self) -> str | None:
+        """The name of the newest checkpoint, whole or not."""
+        return next((path.name for path in self._newest_first()), None)
+
     def is_among_best(self, metrics: dict[str, float]) -> bool:
         """Whether a checkpoint with these metrics of the validation split would be kept for them."""
         if self.best is None:

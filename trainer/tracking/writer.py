@@ -32,6 +32,7 @@ from trainer.tracking.progress import TrackingProgress
 from trainer.tracking.refusals import LastingRefusal, first_line, is_gone, lasting, send_in_parts
 
 WRITE_INTERVAL_S = 1.0
+FIRST_LOOKS_S = 0.2  # at the journal, before the first step
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between attempts
 MOST_METRICS, MOST_PARAMS, LONGEST_VALUE = 1000, 100, 5000  # what one request to MLflow may hold
 KEY, RENAMED, REFUSED = "lockstep.run", "lockstep.renamed", "lockstep.refused"  # tags of our own
@@ -59,7 +60,13 @@ class Tracker:
             self.tail.offset = 0
 
     def run(self) -> None:
-        """Follow the journal to its end, or until nobody is there any more who could write it."""
+        """Follow the journal to its end, or until nobody is there any more who could write it.
+
+        What takes a core for seconds, MLflow's import and its database, waits for the first step.
+        """
+        written = Tail(self.folder, (self.folder / layout.JOURNAL).stat().st_size)
+        while self.keep_trying() and not {"step", "end"} & {line["kind"] for line in written.lines()}:
+            time.sleep(FIRST_LOOKS_S)
         self._persist(self.prepare)
         end: Line | None = None
         while end is None:
