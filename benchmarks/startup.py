@@ -1,9 +1,10 @@
-"""From the command to the first training step, stage by stage.
+"""From the command to the first training step, stage by stage, and from a failure to the next step.
 
-    python benchmarks/startup.py [--rounds 3]
+    python benchmarks/startup.py [--rounds 5]
 
-Runs `lockstep train` on a shortened quickstart in a fresh folder, in one process (`--local`) and on Ray
-workers, and prints when each line of the start appeared, medians over the rounds. The floor next to them, in
+Runs `lockstep train` on a shortened quickstart in a fresh folder, in one process (`--local`) and on two Ray
+workers with MLflow on, and prints when each line of the start appeared; then kills a worker of a long run and
+waits for its group's next step, and kills its driver and resumes it. Medians over the rounds. The floor, in
 the same run, is a Python that imports torch and does nothing else.
 """
 
@@ -12,16 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster.processes import descendants
+
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-SHORT = ("--set", "train.epochs=2", "--set", "track.uri=none")
-WAYS = {"--local": ["--local"], "Ray, 2 workers": []}
+SHORT = ("--set", "train.epochs=2")
+LONG = ("--set", "train.epochs=100000", "--set", "checkpoint.every.steps=50", "--set", "eval.every=null")
+WAYS = {"--local": ["--local", "--set", "track.uri=none"], "Ray, 2 workers, MLflow on": []}
 
 
 def torch_alone_s() -> float:
@@ -42,25 +49,71 @@ def start(arguments: list[str]) -> dict[str, float]:
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
+            for text in process.stdout:
                 reached.setdefault("first line", time.perf_counter() - began)
-                if line.startswith("  run folder"):
+                if text.startswith("  run folder"):
                     reached["plan on the screen"] = time.perf_counter() - began
         if process.returncode != 0:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-        (journal,) = Path(folder).glob("runs/*/journal.jsonl")
-        for line in map(json.loads, journal.read_text().splitlines()):
+        for line in lines(Path(folder)):
             if line["kind"] == "stage":
                 reached[f"stage: {line['name']}"] = line["time"] - began_at
             if line["kind"] == "step":
                 reached.setdefault("first training step", line["time"] - began_at)
-        reached["finished"] = time.perf_counter() - began
+                reached["last training step"] = line["time"] - began_at
+        reached["the prompt"] = time.perf_counter() - began
     return reached
+
+
+def lines(folder: Path) -> list[dict]:
+    """The journal of the one run in a folder, as far as it goes."""
+    found = [path.read_text().splitlines() for path in folder.glob("runs/*/journal.jsonl")]
+    return [json.loads(line) for text in found for line in text if line.endswith("}")]
+
+
+def first_step_after(folder: Path, moment: float, kind: str) -> float:
+    """Seconds from a moment to the first step that follows a line of a kind, both later than it."""
+    while True:
+        later = [line for line in lines(folder) if line["time"] > moment]
+        kinds = [line["kind"] for line in later]
+        if kind in kinds and "step" in kinds[kinds.index(kind) :]:
+            return later[kinds.index("step", kinds.index(kind))]["time"] - moment
+        time.sleep(0.05)
+
+
+@contextmanager
+def long_run(folder: Path, *command: str) -> Iterator[subprocess.Popen]:
+    """A run on Ray that goes on until the body ends."""
+    whole = [sys.executable, "-m", "cluster.cli", *command]
+    process = subprocess.Popen(whole, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def after_failures() -> dict[str, float]:
+    """Seconds from a worker's death to its group's next step, and from `lockstep resume` to its first."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with long_run(folder, "train", str(RECIPE), *LONG) as process:
+            while not list(folder.glob("runs/*/checkpoints/step-*")):
+                time.sleep(0.1)
+            workers = [each for each in descendants(process.pid) if each.command.startswith("ray::Worker")]
+            moment = time.time()
+            os.kill(workers[-1].pid, signal.SIGKILL)
+            restarted_s = first_step_after(folder, moment, "start")
+            process.kill()
+        moment = time.time()
+        with long_run(folder, "resume", "quickstart"):
+            resumed_s = first_step_after(folder, moment, "start")
+    return {"worker's death to next step": restarted_s, "resume to first step": resumed_s}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     floors: list[float] = []
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
@@ -68,6 +121,7 @@ def main() -> None:
         floors.append(torch_alone_s())
         for way, arguments in WAYS.items():
             found[way].append(start(arguments))
+        found.setdefault("failures", []).append(after_failures())
     floor = statistics.median(floors)
     print(f"import torch alone: {floor:.1f} s")
     for way, starts in found.items():
