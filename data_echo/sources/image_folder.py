@@ -85,7 +85,7 @@ class ImageFolderSource:
         for file in self._files:
             size = file.stat().st_size
             total += size
-            digest.update(f"{file.relative_to(self._folder)} {size}\n".encode())
+            digest.update(os.fsencode(f"{file.relative_to(self._folder)} {size}\n"))
         rows = len(self._files)
         return {"rows": rows, "bytes": total, "classes": list(self.classes), "hash": digest.hexdigest()}
 

@@ -72,7 +72,7 @@ class ParquetSource:
         self._cache: OrderedDict[int, tuple[dict[str, _Column], int]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
-        if not len(self):
+        if self._starts[-1] <= 0:
             raise DataError(f"parquet: {files}: no rows in {len(self._readers)} files", "at least one row")
 
     def __len__(self) -> int:
@@ -117,6 +117,8 @@ class ParquetSource:
 
     def _checked(self, columns: Sequence[str] | None) -> list[str]:
         """The columns to read, after a look at the schema of every file."""
+        if isinstance(columns, str) or len(set(columns or ())) != len(columns or ()):
+            raise DataError(f"parquet: columns: {columns!r}", "a list of names, each once")
         first = self._readers[0]
         wanted = list(columns or first.schema_arrow.names)
         for reader in self._readers:
@@ -179,14 +181,17 @@ class _ParquetFile:
         return self._reader().read_row_group(group, **how)
 
     def _reader(self) -> Any:
-        return parquet.ParquetFile(self._opened.file(self.name), metadata=self.metadata)
+        file = self._opened.file(self.name)
+        return parquet.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
 
 
 def _given_type(stored: Any) -> Any:
     """The Arrow type of a column's values as they are given, which is one for several ways of storing."""
     if types.is_dictionary(stored):
         return _given_type(stored.value_type)
-    if _is_image(stored) or _is_one_of(stored, _BYTES):
+    if _is_image(stored):
+        return _given_type(stored.field("bytes").type)
+    if _is_one_of(stored, _BYTES):
         return pyarrow.binary()
     if _is_one_of(stored, _TEXTS):
         return pyarrow.string()
