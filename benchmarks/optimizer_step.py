@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for all, or luck decides how fast memory is
@@ -135,11 +136,11 @@ def minimum_bytes(name: str) -> int:
     p.grad = torch.ones(64, 64)
     run, moved = Stage.run, 0
 
-    def watched(stage: Stage, h: object, arrays: dict[str, Tensor], by_row: bool = False) -> list[Tensor]:
+    def watched(stage: Stage, h: object, arrays: dict[str, Tensor], *how: Any) -> list[Tensor]:
         nonlocal moved
         large = {letter: x for letter, x in arrays.items() if x.shape == p.shape}
         before = {letter: x._version for letter, x in large.items()}
-        sums = run(stage, h, arrays, by_row)
+        sums = run(stage, h, arrays, *how)
         moved += 4 * sum(letter in stage.takes for letter in large)
         moved += 4 * sum(x._version != before[letter] for letter, x in large.items())
         return sums
@@ -192,10 +193,10 @@ def ours(
     for engine in engines:
         for flatten in (True, False):
             parameters = parameters_of(model, device)
-            gradients = [p.grad for p in parameters]
+            gradients = [torch.as_tensor(p.grad) for p in parameters]
             optimizer = optim.build(name, parameters, engine=engine, flatten=flatten)
             for p, g in zip(parameters, gradients, strict=True):
-                p.grad = p.grad.copy_(g) if flatten else g
+                p.grad = torch.as_tensor(p.grad).copy_(g) if flatten else g
             yield Contender(f"{engine}, {'flat' if flatten else 'alone'}", name, optimizer, clock)
 
 
@@ -211,7 +212,7 @@ def others(name: str, model: str, device: torch.device, clock: Clock) -> Iterato
         "novograd": ("nvnovograd", "NvNovoGrad"),
     }
     their_names = {"lamb": "Lamb", "lars": "LARS", "lion": "Lion", "novograd": "NovoGrad", "sm3": "SM3"}
-    kinds = {
+    kinds: dict[str, Callable[..., torch.optim.Optimizer] | None] = {
         "timm": timm_optimizer(*timm_modules[name]) if name in timm_modules else None,
         "pytorch_optimizer": pytorch_optimizer(their_names[name]) if name in their_names else None,
         "torch": torch.optim.Adafactor if name == "adafactor" else None,
@@ -235,7 +236,7 @@ def measure(
 
 
 def main() -> int:
-    """Measure, print, and judge by the bars."""
+    """Measure, print, and compare with the bars."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="optimizer-step-") as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # or what was compiled before would be looked up

@@ -43,6 +43,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def messages(debug: bool) -> Iterator[None]:
     """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
     from trainer.errors import RunFailed, UserError
+    from trainer.recipe.redaction import hidden
 
     try:
         yield
@@ -50,7 +51,7 @@ def messages(debug: bool) -> Iterator[None]:
         if debug:
             import traceback
 
-            traceback.print_exc()
+            click.echo(hidden(traceback.format_exc()), err=True)
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):
@@ -61,31 +62,40 @@ def messages(debug: bool) -> Iterator[None]:
             raise
         else:
             said, code = f"failed: {type(error).__name__}: {error}\n--debug shows where", 1
-        click.echo(said, err=True)
+        click.echo(hidden(said), err=True)
         sys.exit(code)
 
 
-@command
-@recipe
-@overrides
-@click.option("--local", is_flag=True, help="In this process, without Ray.")
-@click.option("--resume", is_flag=True, help="Resume the newest run of this name.")
-@click.option(
+accept = click.option(
     "--accept",
     multiple=True,
     type=click.Choice(["recipe", "code", "data"]),
-    help="With --resume: what may differ from what the run began with; may be repeated.",
+    help="On resuming: what may differ from what the run began with; may be repeated.",
 )
-@click.option(
+local = click.option("--local", is_flag=True, help="In this process, without Ray.")
+profile = click.option(
     "--profile",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
     help="Profile N steps with torch's profiler.",
 )
-@click.option(
+cluster_address = click.option(
     "--address", metavar="ADDRESS", help="A running Ray cluster; else RAY_ADDRESS, else one of our own."
 )
+directory = click.option(
+    "--dir", "directory", default="runs", show_default=True, help="The folder that holds the runs."
+)
+
+
+@command
+@recipe
+@overrides
+@local
+@click.option("--resume", is_flag=True, help="Resume the newest run of this name.")
+@accept
+@profile
+@cluster_address
 def train(
     recipe: str,
     overrides: tuple[str, ...],
@@ -96,18 +106,52 @@ def train(
     address: str | None,
 ) -> None:
     """Train a recipe: on Ray workers, in this process, or as one of torchrun's."""
+    if accept and not resume:
+        raise click.UsageError("--accept is for --resume")
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep train {recipe}")
+    _train(recipe, overrides, local, address, profile, resume=resume, accept=accept)
+
+
+@command
+@click.argument("run", metavar="RUN")
+@directory
+@overrides
+@local
+@accept
+@profile
+@cluster_address
+def resume(
+    run: str,
+    directory: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    accept: tuple[str, ...],
+    profile: int,
+    address: str | None,
+) -> None:
+    """Resume a run, by its name or its folder, with the recipe and the overrides that it began with."""
+    from trainer.run_folder import layout
+
+    folder = layout.named(directory, run)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"lockstep resume {layout.relative_to_cwd(folder)}")
+    recipe = str(folder / layout.RECIPE)
+    _train(recipe, overrides, local, address, profile, resume=True, accept=accept, folder=folder)
+
+
+def _train(
+    recipe: str, overrides: tuple[str, ...], local: bool, address: str | None, profile: int, **options: Any
+) -> None:
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch loads; the profiler announces itself
     from cluster import driver, local_launcher, ray_launcher
     from cluster.console import Console
 
-    if accept and not resume:
-        raise click.UsageError("--accept is for --resume")
-    options = driver.TrainOptions(resume, accept, profile)
+    flags = " --local" if local else f" --address {address}" if address else ""
+    chosen = driver.TrainOptions(profile=profile, command=f"lockstep resume {{run}}{flags}", **options)
     if local_launcher.is_torchrun():
-        return local_launcher.train_under_torchrun(recipe, overrides, options)
+        return local_launcher.train_under_torchrun(recipe, overrides, chosen)
     console = Console()
     if local:
         overrides = (*overrides, "run.workers=1")
@@ -116,8 +160,22 @@ def train(
     if address is None:
         ray_launcher.refuse_what_does_not_fit(planned.recipe)
     if local:
-        return driver.train(planned, local_launcher.in_process, console, options)
-    return driver.train(planned, ray_launcher.on(address), console, options, keep_noise=True)
+        return driver.train(planned, local_launcher.in_process, console, chosen)
+    return driver.train(planned, ray_launcher.on(address), console, chosen, keep_noise=True)
+
+
+@command
+@click.argument("run", metavar="RUN")
+@directory
+@click.option(
+    "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
+)
+def evaluate(run: str, directory: str, split: str) -> None:
+    """Evaluate a run's trained weights, or those of its newest checkpoint, on a split of its data."""
+    from cluster import evaluate
+    from trainer.run_folder import layout
+
+    click.echo("\n".join(evaluate.evaluate(layout.named(directory, run), split)))
 
 
 @command
@@ -191,7 +249,7 @@ def ui(uri: str | None, port: int | None) -> None:
 
 @command
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@click.option("--dir", "directory", default="runs", show_default=True, help="The folder that holds them.")
+@directory
 @click.option("--prune", is_flag=True, help="Remove the checkpoints of finished runs, all or those named.")
 def runs(names: tuple[str, ...], directory: str, prune: bool) -> None:
     """List the runs of a folder; compare those that are named."""
@@ -225,7 +283,7 @@ def submit(recipe: str, overrides: tuple[str, ...], address: str | None) -> None
     """Train a recipe as a job on a running Ray cluster."""
     from cluster import jobs
 
-    name = jobs.submit(recipe, overrides, address)
+    name = jobs.submit(recipe, overrides, address, lambda text: click.echo(text, err=True))
     click.echo(f"{name}\nfollow it with `lockstep logs {name} -f`, end it with `lockstep stop {name}`")
 
 

@@ -14,7 +14,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from trainer.recipe.redaction import Veil, hidden
 from trainer.run_folder.journal import Line, follow
+from trainer.run_folder.layout import make_private
 
 RATE_WINDOW_S = 10.0
 PLAIN_INTERVAL_S = 5.0
@@ -32,7 +34,7 @@ class Console:
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """One line or several, as they are."""
-        self.rich.print(text, style=style, markup=False)
+        self.rich.print(hidden(text), style=style, markup=False)
 
     @contextmanager
     def waiting(self, name: str) -> Iterator[None]:
@@ -75,14 +77,17 @@ class Console:
         sys.stderr.flush()
         kept = os.dup(1), os.dup(2)
         before, self.rich.file = self.rich.file, os.fdopen(os.dup(1), "w", buffering=1)
-        with open(log, "ab", buffering=0) as file:
+        with open(make_private(log), "ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (Veil(stream) for stream in streams)
         try:
             yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            sys.stdout, sys.stderr = streams
             for number, descriptor in enumerate(kept, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
@@ -108,13 +113,14 @@ class Console:
                 self._note("finished", style="green")
 
     def _show_evaluation(self, line: Line) -> None:
-        """Validations may come many times a second: then only some are shown, and the last one."""
+        """Validations may come many times a second: then a terminal shows only some, and the last one."""
         is_test = line["split"] == "test"
         if is_test and self._unshown:
             self._note(self._unshown)
         text = f"{line['split']} at step {line['step']:,}: {_metrics(line['metrics'])}"
         self._unshown = None
-        if is_test or line["time"] - self._evaluation_at >= PLAIN_INTERVAL_S:
+        is_shown = not self.rich.is_terminal or line["time"] - self._evaluation_at >= PLAIN_INTERVAL_S
+        if is_test or is_shown:
             self._evaluation_at = line["time"]
             self._note(text, style="bold" if is_test else None)
         else:
@@ -124,7 +130,7 @@ class Console:
         """A line with the time since the command began, and how long what it tells of took."""
         took = "" if seconds is None else f" ({seconds:.1f} s)"
         elapsed = f"{time.monotonic() - self._started_at:6.1f} s  "
-        self.rich.print(Text.assemble((elapsed, "dim"), (text, style or ""), (took, "dim")))
+        self.rich.print(Text.assemble((elapsed, "dim"), (hidden(text), style or ""), (took, "dim")))
 
     def _stop_waiting(self) -> None:
         if self._waiting:

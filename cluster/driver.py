@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import mirror
+from cluster.advice import how_to_go_on
 from cluster.console import Console
+from cluster.package import in_job
 from cluster.resume import Resumed
-from cluster.signals import interruptible
+from cluster.signals import SAVING_S, Interrupted, Interruption, interruptible, left_s
 from trainer.errors import RunFailed, UserError
 from trainer.recipe import loader
+from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
-from trainer.run_folder.journal import Journal
+from trainer.run_folder.journal import Journal, Tail
 from trainer.run_folder.outcome import Outcome
 from trainer.tracking import address as tracking_address
 from trainer.tracking import writer
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
 TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
 FAILING_PATIENCE_S = 5.0  # and for one that does not
-INTERRUPTED_PATIENCE_S = 15.0  # and when somebody waits for the prompt
+INTERRUPTED_PATIENCE_S = 10.0  # and when somebody waits for the prompt
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,10 @@ class TrainOptions:
     """What the command line asks for that is not of the recipe."""
 
     resume: bool = False
+    folder: Path | None = None  # of the run to resume; None: the newest of the recipe's name
     accept: tuple[str, ...] = ()  # what may differ from what the run began with: recipe, code, data
     profile: int = 0  # steps
+    command: str = "lockstep resume {run}"  # what resumes the run as it was launched
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ def read(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe in a file. UserError when it is wrong, or holds a secret that would be kept with the run."""
     recipe = loader.read(path, overrides)
     tracking_address.address(recipe)
+    for key, value in recipe.flat().items():
+        if (secret := gives_away(value)) is not None:
+            cure = "let the task or its driver read it from the environment"
+            raise UserError(f"{key}: holds {secret}, and recipes are kept with their runs; {cure}")
     return recipe
 
 
@@ -129,7 +139,9 @@ def train(
     run = _folder(recipe, origin, options)
     folder = run.folder
     with ExitStack() as stack:
+        interruption = stack.enter_context(interruptible())
         stack.enter_context(layout.locked(folder))
+        (folder / layout.STOP).unlink(missing_ok=True)
         stack.enter_context(mirror.mirroring(recipe.checkpoint.mirror, folder, console))
         (folder / layout.RECIPE).write_text(loader.dump(recipe))
         (folder / layout.PLAN).write_text("\n".join(report.lines(plan)) + "\n")
@@ -142,10 +154,10 @@ def train(
             console.say("\n".join(f"  accepted: {change}" for change in run.changes))
         if run.begins_again:
             console.say("  no whole checkpoint there: the run begins again at its first step")
-        stack.enter_context(interruptible())
         if tracking_address.wanted(recipe):
-            stack.enter_context(_tracked(folder, console))
-        stack.enter_context(_ended(folder, journal))
+            stack.enter_context(_tracked(folder, recipe, console))
+        interruption.request = partial(_ask_to_stop, folder, history, console)
+        stack.enter_context(_ended(folder, journal, interruption, options.command))
         if keep_noise:
             stack.enter_context(console.alone(folder / layout.LOG))
         stack.enter_context(console.following(folder, history, plan.served_examples))
@@ -195,7 +207,9 @@ def how_to_look(folder: Path) -> str:
         return f"MLflow: {folder.name} is at {address}"
     place = progress.uri.removeprefix("sqlite:///")
     where = layout.relative_to_cwd(Path(place)) if place != progress.uri else progress.uri
-    return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui`"
+    is_default = progress.uri == tracking_address.resolved(None)
+    option = "" if is_default else f" --uri {progress.uri}"
+    return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui{option}`"
 
 
 def run_spec(plan: "Plan", folder: Path, origin: "Provenance", profile: int = 0) -> "RunSpec":
@@ -213,59 +227,100 @@ def _folder(recipe: Recipe, origin: "Provenance", options: TrainOptions) -> Resu
         return Resumed(layout.create(recipe.checkpoint.dir, recipe.name, above))
     from cluster import resume
 
-    return resume.find(recipe, origin, options.accept)
+    return resume.find(recipe, origin, options.accept, options.folder)
+
+
+def _ask_to_stop(folder: Path, history: int, console: Console, interrupt: Interrupted) -> bool:
+    """Ask what trains in a folder to save and stop, if it trains yet; the journal after `history` tells."""
+    lines = Tail(folder, history).lines()
+    if not any(line["kind"] == "rewind" for line in lines) or lines[-1]["kind"] == "end":
+        return False
+    (folder / layout.STOP).write_text(str(interrupt))
+    console.say(f"{interrupt}: saving a checkpoint, for at most {SAVING_S:.0f} s")
+    return True
 
 
 @contextmanager
-def _ended(folder: Path, journal: Journal) -> Iterator[None]:
+def _ended(folder: Path, journal: Journal, interruption: Interruption, resume_command: str) -> Iterator[None]:
     """However the body ends, the journal has an end afterwards; a failure is raised as RunFailed."""
-    outcome, cause = Outcome("FAILED", "the workers are gone and left no reason"), None
+    outcome = Outcome("FAILED", "the workers are gone and left no reason")
+    cause: BaseException | None = None
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        if Outcome.read(folder) is None:
-            Outcome("KILLED", str(interrupt) or "interrupted").write(journal)
-        raise
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        reason = str(interruption.first or interrupt) or "interrupted"
+        outcome, cause = Outcome("KILLED", reason), interrupt
     except Exception as error:
         outcome, cause = Outcome("FAILED", f"{type(error).__name__}: {error}"), error
+        if isinstance(error, RunFailed):
+            outcome = Outcome("FAILED", str(error))
+    if interruption.first is not None:
+        interruption.ignore()
     told = Outcome.read(folder)
     if told is None:  # the workers could not write it
         outcome.write(journal)
     outcome = told or outcome
+    (folder / layout.STOP).unlink(missing_ok=True)
     if outcome.status == "KILLED":
-        raise KeyboardInterrupt(outcome.reason) from cause
+        reason = f"{outcome.reason}; {how_to_go_on(folder, resume_command)}"
+        first = interruption.first
+        raise (first.because(reason) if first else KeyboardInterrupt(reason)) from cause
+    if told is None and outcome.status == "FAILED":  # nothing of the run's own that would come again
+        raise RunFailed(f"{outcome.reason}; {how_to_go_on(folder, resume_command)}") from cause
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason) from cause
 
 
 @contextmanager
-def _tracked(folder: Path, console: Console) -> Iterator[None]:
+def _tracked(folder: Path, recipe: Recipe, console: Console) -> Iterator[None]:
     """The process that follows the run into MLflow starts now, and has a bounded time to finish later."""
     command = [sys.executable, "-m", "trainer.tracking.writer", str(folder), str(os.getpid())]
-    with open(folder / layout.LOG, "ab") as log:
+    with open(layout.make_private(folder / layout.LOG), "ab") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | writer.QUIET_MLFLOW,
+            env=os.environ | writer.QUIET_MLFLOW | _home_of_a_job(recipe),
             start_new_session=True,  # Ctrl-C is not for the writer: it has the end to write
         )
+    over = threading.Event()
+    threading.Thread(target=_say_refusal, args=(process, folder, console, over), daemon=True).start()
     patience_s = TRACKING_PATIENCE_S
     try:
         yield
-    except KeyboardInterrupt:
-        patience_s = INTERRUPTED_PATIENCE_S
+    except KeyboardInterrupt as interrupt:
+        patience_s = left_s(interrupt, INTERRUPTED_PATIENCE_S)
         raise
     finally:
+        over.set()
         with console.waiting("bringing the rest to MLflow"):
             is_done = _wait(process, folder, patience_s)
         if is_done:
             console.say(how_to_look(folder))
         else:
-            reason = (TrackingProgress.load(folder) or TrackingProgress("")).error or "it takes long"
-            cure = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings the rest there later"
-            console.say(f"MLflow is behind ({reason}); {cure}")
+            console.say(_behind(folder))
+
+
+def _home_of_a_job(recipe: Recipe) -> dict[str, str]:
+    """A job's working folder ends with it: by default its database lies beside its runs."""
+    if not in_job() or recipe.track.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return {}
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(recipe.checkpoint.dir).absolute()}/mlflow.db"}
+
+
+def _say_refusal(process: subprocess.Popen, folder: Path, console: Console, over: threading.Event) -> None:
+    """Say at once when MLflow will not take the run, while it goes on."""
+    while process.poll() is None and not over.wait(0.5):
+        pass
+    if not over.is_set() and process.returncode:
+        console.say(_behind(folder))
+
+
+def _behind(folder: Path) -> str:
+    reason = (TrackingProgress.load(folder) or TrackingProgress("")).error or "it takes long"
+    cure = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings the rest there later"
+    return f"MLflow is behind ({reason}); {cure}"
 
 
 def _wait(process: subprocess.Popen, folder: Path, patience_s: float) -> bool:

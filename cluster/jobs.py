@@ -11,15 +11,17 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import driver
+from cluster.package import IGNORE, JOB_BYTES, Listing, packed
 from cluster.ray_cluster import code_for_workers
 from trainer.errors import RunFailed, UserError
+from trainer.recipe.redaction import hidden
 from trainer.task import refuse_shadows
 
 if TYPE_CHECKING:
@@ -29,14 +31,18 @@ HOME_ADDRESS = "http://127.0.0.1:8265"
 STOPPING_S = 30  # what a run may take to mark itself and end, once it is told to stop
 
 
-def submit(path: str, overrides: Sequence[str], address: str | None) -> str:
-    """Submit a recipe of the working folder, with that folder; returns the job's id."""
-    with connected(address) as client:
-        return client.submit_job(**job(path, overrides))
+def submit(
+    path: str, overrides: Sequence[str], address: str | None, say: Callable[[str], object] = print
+) -> str:
+    """Submit a recipe of the working folder, with that folder, once it was said what goes; the job's id."""
+    told = job(path, overrides)
+    with connected(address) as client, packed(Path.cwd(), JOB_BYTES, say) as archive:
+        told["runtime_env"] |= code_for_workers(archive)
+        return client.submit_job(**told)
 
 
 def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """A job that trains a recipe: what the cluster is told, credentials not among it."""
+    """A job that trains a recipe: what the cluster is told besides the files, credentials not among it."""
     recipe = driver.read(path, overrides)
     folder = Path.cwd()
     refuse_shadows(folder)
@@ -50,11 +56,18 @@ def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
             "give an absolute path that all nodes share"
         )
     inside = Path(path).resolve().relative_to(folder)
+    if inside.as_posix() not in Listing.of(folder).files:
+        raise UserError(f"{path}: is not taken along; take it out of {IGNORE}, or give it another name")
+    database = (recipe.track.uri or "").removeprefix("sqlite:///")
+    if database != (recipe.track.uri or "") and not Path(database).is_absolute():
+        raise UserError(
+            f"track.uri: is {recipe.track.uri}, and a job's working folder ends with the job; give a "
+            "server's address, or sqlite:////FOLDER/mlflow.db on storage that all nodes share"
+        )
     settings = [argument for override in overrides for argument in ("--set", override)]
-    environment = code_for_workers() | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING_S)}}
     return {
         "entrypoint": shlex.join(["python", "-m", "cluster.cli", "train", str(inside), *settings]),
-        "runtime_env": environment,
+        "runtime_env": {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING_S)}},
         "metadata": {"recipe": recipe.name},
     }
 
@@ -70,13 +83,13 @@ def status(job_id: str, address: str | None) -> str:
     """One job's line, and what the cluster has to say about it."""
     with connected(address) as client:
         details = client.get_job_info(job_id)
-    return "\n".join(filter(None, [_line(details), details.message]))
+    return hidden("\n".join(filter(None, [_line(details), details.message])))
 
 
 def logs(job_id: str, address: str | None) -> str:
     """What a job has written so far."""
     with connected(address) as client:
-        return client.get_job_logs(job_id)
+        return hidden(client.get_job_logs(job_id))
 
 
 def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
@@ -85,7 +98,7 @@ def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
         pieces = client.tail_job_logs(job_id)
         with asyncio.Runner() as runner:
             while (piece := runner.run(anext(pieces, None))) is not None:
-                yield piece
+                yield hidden(piece)
 
 
 def stop(job_id: str, address: str | None) -> str:

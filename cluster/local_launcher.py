@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster import driver
 from cluster.console import Console
+from cluster.signals import interruptible
 
 
 def in_process(context: driver.LaunchContext) -> None:
@@ -30,14 +32,17 @@ def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.Tr
         return _as_one_more(path, overrides)
     console = Console()
     console.say(f"lockstep: {path}, {size} processes of torchrun")
+    command = f"torchrun --nproc-per-node {size} -m cluster.cli resume {{run}}"
+    options = replace(options, command=command)
     return driver.train(driver.prepare(path, overrides, console), _as_first, console, options)
 
 
 def _as_first(context: driver.LaunchContext) -> None:
     from trainer.distributed.group import WorkerGroup
 
-    WorkerGroup.join(context.recipe.run.device).broadcast(context.spec)
-    in_process(context)
+    with WorkerGroup.joined(context.recipe.run.device) as group:
+        group.broadcast(context.spec)
+        in_process(context)
 
 
 def _as_one_more(path: str, overrides: Sequence[str]) -> None:
@@ -46,6 +51,10 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     from trainer.worker import run_worker
 
     recipe = driver.read(path, overrides)
-    outcome = run_worker(WorkerGroup.join(recipe.run.device).broadcast(None))
+    with interruptible() as interruption, WorkerGroup.joined(recipe.run.device) as group:
+        interruption.request = lambda _: True  # the first one saves, stops, and takes this one along
+        outcome = run_worker(group.broadcast(None))
+    if outcome.status == "KILLED":
+        raise interruption.first or KeyboardInterrupt(outcome.reason)
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason)

@@ -3,8 +3,12 @@
 A thread of the driver's keeps the copy up to date, as an onlooker of the run's folder: an address that cannot
 be reached only makes the copy fall behind. A checkpoint's manifest goes last and leaves first, so that one
 that is there is whole; the journal goes before it, with every decision that the checkpoint rests on.
+
+A copier that is slower than the checkpoints always takes the newest next, from hard links of its own: what is
+being copied may be pruned meanwhile. Older ones leave only after a newer one is whole there.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from threading import Event, Thread
 from typing import Any
 
 from cluster.console import Console
+from cluster.signals import left_s
 from trainer.errors import UserError
 from trainer.run_folder import layout
 from trainer.run_folder.layout import CHECKPOINTS, JOURNAL, MANIFEST, STATE
@@ -30,6 +35,7 @@ class Mirror:
     def __init__(self, address: str, folder: Path) -> None:
         self.filesystem, root = _open(address)
         self.folder, self.root = folder, f"{root.rstrip('/')}/{folder.name}"
+        self._sent: dict[str, tuple[int, int]] = {}  # which version of each file this mirror has sent
         self.place = self.filesystem.unstrip_protocol(self.root)
 
     def push(self) -> None:
@@ -40,18 +46,50 @@ class Mirror:
             Exception: what a file system raises that cannot be reached.
         """
         self._refuse_another_run()
+        while (newest := self._newest_missing()) is not None:
+            name, told = newest
+            with self._held(name, told) as held:
+                if held is None:
+                    continue  # it was replaced or pruned in this moment
+                self._remove(name)
+                self._put(f"{CHECKPOINTS}/{name}/{STATE}", held / STATE)
+                self._put_files()
+                self._put(f"{CHECKPOINTS}/{name}/{MANIFEST}", held / MANIFEST)
+            self._remove_old()
+        self._put_files()
+        self._remove_old()
+
+    def _newest_missing(self) -> tuple[str, bytes] | None:
+        """The newest checkpoint that is not there, with its manifest."""
         there, here = self._checkpoints(), _manifests(self.folder)
-        new = [name for name in sorted(here) if there.get(name) != here[name]]
-        for name in new:
-            self._remove(name)
-            self._put(f"{CHECKPOINTS}/{name}/{STATE}")
-        for name in FILES:
-            if (self.folder / name).exists():
-                self._put(name)
-        for name in new:
-            self._put(f"{CHECKPOINTS}/{name}/{MANIFEST}")
-        for name in there.keys() - here.keys():
-            self._remove(name)
+        return max((item for item in here.items() if there.get(item[0]) != item[1]), default=None)
+
+    def _remove_old(self) -> None:
+        """Remove there what is no longer kept here, once something of what is kept is whole there."""
+        there, here = self._checkpoints(), _manifests(self.folder)
+        if any(there.get(name) == told for name, told in here.items()):
+            for name in there.keys() - here.keys():
+                self._remove(name)
+
+    @contextmanager
+    def _held(self, name: str, told: bytes) -> Iterator[Path | None]:
+        """A folder of hard links to a checkpoint's files (copies, where the file system has no links), which
+        nobody else removes; None where it is no longer what its manifest `told`.
+        """
+        source = self.folder / CHECKPOINTS / name
+        held = source.with_name(f"{layout.MIRRORING}{name}")
+        shutil.rmtree(held, ignore_errors=True)
+        held.mkdir()
+        try:
+            for file in (STATE, MANIFEST):
+                _link(source / file, held / file)
+            is_same = (held / MANIFEST).read_bytes() == told
+        except FileNotFoundError:
+            is_same = False
+        try:
+            yield held if is_same else None
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
 
     def pull(self) -> None:
         """Bring here what a resumed run needs: its small files, and the newest whole checkpoint."""
@@ -95,10 +133,22 @@ class Mirror:
         names = {path.split("/")[-2] for path in found}
         return {name: self.filesystem.cat_file(whole[name]) if name in whole else b"" for name in names}
 
-    def _put(self, name: str) -> None:
+    def _put_files(self) -> None:
+        """Bring the small files there, and the model, each unless it is there as it is now."""
+        for name in FILES:
+            try:
+                found = (self.folder / name).stat()
+            except FileNotFoundError:
+                continue
+            version = found.st_mtime_ns, found.st_size
+            if self._sent.get(name) != version:
+                self._put(name, self.folder / name)
+                self._sent[name] = version
+
+    def _put(self, name: str, source: Path) -> None:
         target = f"{self.root}/{name}"
         self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self.filesystem.put_file(str(self.folder / name), target)
+        self.filesystem.put_file(str(source), target)
 
     def _remove(self, name: str) -> None:
         for file in (MANIFEST, STATE):
@@ -115,12 +165,16 @@ def mirroring(address: str | None, folder: Path, console: Console) -> Iterator[N
         return
     pusher = _Pusher(Mirror(address, folder), console)
     pusher.start()
+    ending_s = ENDING_S
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        ending_s = left_s(interrupt, ENDING_S)
+        raise
     finally:
         pusher.over.set()
         with console.waiting("bringing the rest to the mirror"):
-            pusher.join(ENDING_S)
+            pusher.join(ending_s)
         reason = "it takes long" if pusher.is_alive() else pusher.failure
         if reason:
             later = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings the rest there later"
@@ -205,6 +259,15 @@ class _Pusher(Thread):
                 before, self.failure = self.failure, f"{type(error).__name__}: {error}".splitlines()[0]
                 if before is None and not is_last:
                     self.console.say(f"the mirror falls behind: {self.failure}")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _manifests(folder: Path) -> dict[str, bytes]:

@@ -44,14 +44,17 @@ def serve(uri: str | None, port: int | None, console: Console) -> None:
 
 @contextmanager
 def _server(uri: str, port: int, console: Console) -> Iterator[subprocess.Popen]:
-    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | QUIET_MLFLOW | SERVER,
+            env=os.environ
+            | QUIET_MLFLOW
+            | SERVER
+            | {"MLFLOW_BACKEND_STORE_URI": uri},  # which `ps` does not show
             start_new_session=True,  # so that its own children can be ended with it
         )
         try:

@@ -4,23 +4,29 @@ A cluster of our own listens on the loopback interface only, in all its processe
 than the one made for it.
 """
 
+import atexit
+import contextlib
 import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from cluster.driver import LaunchContext
+from cluster.package import CLUSTER_BYTES, in_job, packed
 
+NEEDED = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
 OURS = ("cluster", "data_echo", "optim", "trainer")
-NOT_UPLOADED = ["/runs/", "/mlruns/", "mlflow.db*", ".git/", ".venv/", "__pycache__/"]
+NOT_UPLOADED = ["__pycache__/"]  # of our packages
 LOOPBACK_ONLY = {
     # What Ray sets on systems that cannot form clusters: node address 127.0.0.1, and every port bound to it.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -42,6 +48,8 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
     """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
+    files = folder / "r"  # Ray opens its folder to everybody: ours around it stays closed
+    files.mkdir()
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -54,11 +62,14 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
                 address="local",
                 num_cpus=settings.workers + settings.pool.max,  # logical: all of ours can be placed at once
                 include_dashboard=False,
-                _temp_dir=str(folder),
+                _temp_dir=str(files),
             )
         yield
     finally:
-        _stop()
+        if lost_process() is None:
+            _stop()
+        else:
+            _kill()
         _remove(folder)
 
 
@@ -68,24 +79,75 @@ def _existing_cluster(context: LaunchContext, address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     try:
         with context.phase(f"Ray at {address}"):
-            _start(address=address, runtime_env=None if in_job() else code_for_workers())
+            if in_job():
+                _start(address=address)
+            else:
+                with packed(Path.cwd(), CLUSTER_BYTES, context.console.say) as archive:
+                    _start(address=address, runtime_env=code_for_workers(archive))
         yield
     finally:
         _stop()
 
 
 def _start(**options: Any) -> None:
+    """Start or join a cluster; its processes form a group of their own, so that a signal to the command's
+    group leaves them to save and to end in order.
+    """
     import ray
+    from ray._private import utils
 
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
-    signal.signal(signal.SIGTERM, handler)  # Ray has put one there that knows nothing of the run
+    die_with_parent, set_handler = utils.set_kill_on_parent_death_linux, utils.set_sigterm_handler
+
+    def in_a_group_of_its_own() -> None:  # runs in the child, before its program
+        die_with_parent()
+        os.setpgid(0, 0)
+
+    utils.set_kill_on_parent_death_linux = in_a_group_of_its_own
+    utils.set_sigterm_handler = lambda handler: None  # Ray's knows nothing of the run
+    try:
+        ray.init(**options)
+    finally:
+        utils.set_kill_on_parent_death_linux, utils.set_sigterm_handler = die_with_parent, set_handler
+
+
+def _processes() -> Iterator[tuple[str, Popen]]:
+    """The processes that keep a cluster of our own running, by name; none where it has not started."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    for name, started in node.all_processes.items() if node else ():
+        yield from ((name, each.process) for each in started)
+
+
+def lost_process() -> str | None:
+    """The process of a cluster of our own that has died, and how; None while all live."""
+    for name, process in _processes():
+        if name in NEEDED and (code := process.poll()) is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            return f"Ray's {name.replace('_', ' ')} (process {process.pid}) {how}"
+    return None
 
 
 def _stop() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _kill() -> None:
+    """End what is left of a cluster that has lost a process: it cannot be shut down in order."""
+    atexit.register(_leave)
+    for _, process in _processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # each leads a group of its own, workers included
+        process.wait()
+
+
+def _leave() -> None:
+    """End this process before Ray's threads in it do, which miss their cluster: with a crash, or never."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _remove(folder: Path) -> None:
@@ -110,16 +172,11 @@ def _make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
 
 
-def in_job() -> bool:
-    """Whether this process is the entry point of a Ray job, which has brought its code with it."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def code_for_workers() -> dict[str, Any]:
-    """The runtime environment that brings the user's folder and our packages to other machines."""
+def code_for_workers(archive: Path) -> dict[str, Any]:
+    """The runtime environment that brings the user's files and our packages to other machines."""
     root = Path(__file__).resolve().parents[1]
     return {
-        "working_dir": str(Path.cwd()),
+        "working_dir": str(archive),
         "py_modules": [str(root / name) for name in OURS],
         "excludes": NOT_UPLOADED,
     }

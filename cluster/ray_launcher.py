@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 from cluster.driver import LaunchContext, Launcher
-from cluster.ray_cluster import connected
+from cluster.ray_cluster import connected, lost_process
 from trainer.errors import RunFailed, UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
@@ -23,6 +23,7 @@ from trainer.run_folder.journal import Journal
 
 MOST_RESTARTS = 3  # of the worker group, after a worker or its node died
 WORKERS_PER_CORE = 2
+LOOK_INTERVAL_S = 0.2  # between looks at the cluster's processes while it trains
 CALM = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -83,7 +84,10 @@ def _in_background(work: Callable[[], None]) -> None:
 
     thread = Thread(target=body, name="Ray Train", daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(LOOK_INTERVAL_S)
+        if (lost := lost_process()) is not None:
+            raise RunFailed(lost)
     if failures:
         raise failures[0]
 
@@ -179,7 +183,11 @@ def work(config: dict[str, Any]) -> None:
         journal = Journal(folder)
         journal.write("stage", name=f"{size} workers", seconds=time.time() - config["began_at"])
         journal.close()
-    run_worker(config["spec"], PoolPreparer(config["actors"], config["growth"]))
+    try:
+        run_worker(config["spec"], PoolPreparer(config["actors"], config["growth"]))
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
 
 
 def _meeting_point(folder: Path, is_ours: bool) -> str:

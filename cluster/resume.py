@@ -28,18 +28,19 @@ class Resumed(NamedTuple):
     begins_again: bool = False  # for want of a whole checkpoint
 
 
-def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Resumed:
-    """The newest run of the recipe's name.
+def find(recipe: Recipe, now: Provenance, accepted: Collection[str], folder: Path | None = None) -> Resumed:
+    """The run in a folder, or the newest of the recipe's name.
 
     Raises:
         UserError: there is none, it is finished, or it differs in what is not accepted.
     """
-    if recipe.checkpoint.mirror is not None:
-        mirror.fetch(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
-    folder = layout.newest(recipe.checkpoint.dir, recipe.name)
+    if folder is None:
+        if recipe.checkpoint.mirror is not None:
+            mirror.fetch(recipe.checkpoint.mirror, Path(recipe.checkpoint.dir), recipe.name)
+        folder = layout.newest(recipe.checkpoint.dir, recipe.name)
     if (outcome := Outcome.read(folder)) and outcome.status == "FINISHED":
         raise UserError(
-            f"--resume: {layout.relative_to_cwd(folder)} is finished; leave --resume out to start a new run"
+            f"--resume: {layout.relative_to_cwd(folder)} is finished; start a new one with `lockstep train`"
         )
     changed = {"recipe": _recipe_changes(folder, recipe)}
     newest = Checkpoints(folder / layout.CHECKPOINTS, keep=1).newest_whole()
@@ -49,7 +50,8 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Resumed:
     refused = {what: lines for what, lines in changed.items() if lines and what not in accepted}
     if refused:
         flags = " ".join(f"--accept {what}" for what in refused)
-        cure = f"--resume: continues what the run began with; {flags} resumes all the same"
+        own = f"`lockstep resume {layout.relative_to_cwd(folder)}` takes the run's own recipe"
+        cure = f"--resume: continues what the run began with; {own}, {flags} resumes all the same"
         raise UserError("\n".join([*_shortened(refused.values()), cure]))
     return Resumed(folder, _shortened(changed.values()), newest is None)
 
@@ -57,7 +59,7 @@ def find(recipe: Recipe, now: Provenance, accepted: Collection[str]) -> Resumed:
 def _recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
     """A line per key with another value; UserError for those under which no checkpoint can be resumed."""
     stored = folder / layout.RECIPE
-    before, now = loader.parse(stored.read_text(), str(stored)).flat(), recipe.flat()
+    before, now = loader.read(stored).flat(), recipe.flat()
     changed = {
         key: f"{key}: is {now.get(key)}, and the run began with {before.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -53,7 +53,7 @@ class Summary:
 
 def listing(directory: str) -> list[str]:
     """One line per run in `directory`, oldest first."""
-    summaries = sorted(map(Summary.of, _folders(directory)), key=lambda summary: summary.began_at)
+    summaries = sorted(map(Summary.of, layout.runs_in(directory)), key=lambda summary: summary.began_at)
     if not summaries:
         raise UserError(f"{directory}: holds no run; give the folder that a recipe's checkpoint.dir names")
     return _table([("run", "began", "status", "steps", "examples", "test"), *(s.row() for s in summaries)])
@@ -61,7 +61,7 @@ def listing(directory: str) -> list[str]:
 
 def comparison(directory: str, names: Sequence[str]) -> list[str]:
     """The keys in which the recipes of some runs differ, and what came of them."""
-    folders = [_named(directory, name) for name in names]
+    folders = [layout.named(directory, name) for name in names]
     recipes = [_recipe(folder) for folder in folders]
     keys = sorted({key for recipe in recipes for key in recipe})
     rows: list[tuple[str, ...]] = [("", *(folder.name for folder in folders))]
@@ -89,7 +89,7 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
     stay.
     """
     lines = []
-    for folder in [_named(directory, name) for name in names] or _folders(directory):
+    for folder in [layout.named(directory, name) for name in names] or layout.runs_in(directory):
         if Summary.of(folder).status != "FINISHED":
             if names:
                 raise UserError(f"{folder}: is not finished; its checkpoints are what it would go on from")
@@ -102,21 +102,9 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
     return lines or ["no finished run has checkpoints"]
 
 
-def _folders(directory: str) -> list[Path]:
-    return sorted(path.parent for path in Path(directory).glob(f"*/{layout.JOURNAL}"))
-
-
-def _named(directory: str, name: str) -> Path:
-    for folder in (Path(name), Path(directory) / name):
-        if (folder / layout.RECIPE).is_file():
-            return folder
-    known = ", ".join(folder.name for folder in _folders(directory)) or "none"
-    raise UserError(f"{name}: is no run in {directory}; there are {known}")
-
-
 def _recipe(folder: Path) -> dict[str, str]:
     stored = folder / layout.RECIPE
-    return loader.parse(stored.read_text(), str(stored)).flat()
+    return loader.read(stored).flat()
 
 
 def _to_target(summary: Summary) -> str:

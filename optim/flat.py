@@ -1,15 +1,18 @@
 """Parameters and gradients in flat buffers, one per (dtype, device), in rows of 1024 numbers."""
 
 import contextlib
+import inspect
 import itertools
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ROW = 1024
-"""Numbers per row; a row never crosses a parameter, so whatever is known per row is known per layer."""
+"""Numbers per row; a row never crosses a parameter, so what is known per row is known per layer."""
 
 
 HUGE_FROM_BYTES = 2**23
@@ -33,8 +36,23 @@ def zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the tensor fills its stretch of memory exactly, in whatever order of dimensions."""
-    return torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
+    """Whether the tensor fills its stretch of memory exactly, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method of torch's optimizers without its decorators, for `plain(method)(…)`.
+
+    They only keep torch's compiler out, and import it for that at the first call, which takes a second.
+    """
+    return MethodType(inspect.unwrap(method), method.__self__)  # type: ignore[attr-defined]
 
 
 def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
@@ -44,7 +62,7 @@ def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     return buffer[start : start + like.numel()].view(like.size())
 
 
-class Places:
+class BufferLayout:
     """Buffers for a list of parameters and their gradients, and each one's place in them.
 
     Parameters lie in the order given, each beginning at a row; the padding behind each is zero.
@@ -75,7 +93,7 @@ class Places:
         return view_like(self.parameters[buffer], start, p), view_like(self.gradients[buffer], start, p)
 
 
-class Flat(Places):
+class FlatBuffers(BufferLayout):
     """The flat buffers of a list of parameters.
 
     Building one moves the parameters: each `p.data` becomes a view of `parameters`, each `p.grad` a
@@ -92,7 +110,7 @@ class Flat(Places):
         self.adopt()
 
     def adopt(self) -> bool:
-        """Bring back into the buffers whatever was moved out of them (`.data = …`, `assign=True`).
+        """Copy back into the buffers what was moved out of them (`.data = …`, `assign=True`).
 
         A gradient that is None stays None: its parameter takes no part in the step. Nothing is done, and
         False returned, where a parameter has got another dtype or device than its buffer's.
@@ -122,6 +140,78 @@ class Flat(Places):
         for p, (_, gradient) in zip(self.held, self.homes, strict=True):
             if p.grad is None or p.grad.data_ptr() != gradient.data_ptr():
                 p.grad = gradient
+
+
+class FlatOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose parameters and gradients may lie in flat buffers: what `build` returns.
+
+    The buffers are no state: a copy or an unpickled optimizer builds its own when they are first asked for.
+    What was moved out of them (`p.data = …`, `assign=True`, a fresh gradient) is copied back in before the
+    next step.
+    """
+
+    _flatten = False
+    _flat: FlatBuffers | None = None
+
+    def flatten(self) -> None:
+        """Move parameters and gradients into flat buffers.
+
+        Raises:
+            ValueError: parameters share memory.
+        """
+        self._flatten = True
+        self.adopt()
+
+    @property
+    def flat(self) -> FlatBuffers:
+        """The flat buffers; other ones after parameters got another dtype or device.
+
+        Raises:
+            AttributeError: the parameters are not flat.
+        """
+        if (flat := self.flat_or_none) is None:
+            raise AttributeError("no flat buffers: build the optimizer with flatten=True, or call flatten()")
+        return flat
+
+    @property
+    def flat_or_none(self) -> FlatBuffers | None:
+        """The flat buffers, or None where parameters lie where they were."""
+        if self._flatten and self._flat is None:
+            self._flat = FlatBuffers(p for group in self.param_groups for p in group["params"])
+        return self._flat
+
+    def adopt(self) -> None:
+        """Copy into the flat buffers, if there are any, what was moved out of them."""
+        flat = self.flat_or_none
+        if flat is not None and not flat.adopt():
+            self._flat = None  # the next one is made for what the parameters are now
+            self.adopt()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients; flat ones in place, also with `set_to_none`."""
+        plain(super().zero_grad)(set_to_none)
+        if (flat := self.flat_or_none) is not None:
+            flat.zero_grad()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; flat buffers are built anew to hold it."""
+        plain(super().add_param_group)(param_group)
+        self._flat = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch has it."""
+        return plain(super().state_dict)()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch has it."""
+        plain(super().load_state_dict)(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_flatten": self._flatten}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._flat = None
 
 
 def _refuse_overlap(parameters: Sequence[Tensor]) -> None:

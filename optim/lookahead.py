@@ -1,10 +1,12 @@
 """Lookahead around any optimizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from optim.flat import FlatBuffers, FlatOptimizer
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -52,9 +54,13 @@ class Lookahead(torch.optim.Optimizer):
         return self.optimizer.defaults
 
     @property
-    def flat(self) -> Any:
-        """The inner optimizer's flat buffers, or None."""
-        return getattr(self.optimizer, "flat", None)
+    def flat(self) -> FlatBuffers:
+        """The inner optimizer's flat buffers.
+
+        Raises:
+            AttributeError: its parameters are not flat.
+        """
+        return cast(FlatOptimizer, self.optimizer).flat
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the inner optimizer; every k-th one ends at the slow weights."""

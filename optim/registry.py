@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
-from optim.flattening import Flattening
+from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
 
@@ -20,17 +20,18 @@ _MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "eng
 """Constructor arguments that say how to compute, not what."""
 
 
-def _with_flat(kind: type[torch.optim.Optimizer]) -> type[Flattening]:
+def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
     """Torch's optimizer with `flat` and `zero_grad` of ours, under a name that pickle finds here."""
     name = f"Flat{kind.__name__}"
-    globals()[name] = type(name, (Flattening, kind), {"__module__": __name__, "step": _settled_step(kind)})
+    globals()[name] = type(name, (FlatOptimizer, kind), {"__module__": __name__, "step": _settled_step(kind)})
     return globals()[name]
 
 
 def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        self.settle()
-        return kind.step(self, closure)
+        self.adopt()
+        with torch.no_grad():
+            return inspect.unwrap(kind.step)(self, closure)  # see `plain`
 
     return step
 
@@ -56,7 +57,7 @@ def names() -> tuple[str, ...]:
     return (*FROM_TORCH, *rules())
 
 
-def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> Flattening:
+def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> FlatOptimizer:
     """The optimizer of that name over parameters or parameter groups.
 
     Args:
@@ -83,7 +84,8 @@ def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) ->
     if entry.fused and _can_fuse(params):
         hyper["fused"] = True
     optimizer = _FLAT[entry.kind](params, **hyper)
-    optimizer.flatten(flatten)
+    if flatten:
+        optimizer.flatten()
     return optimizer
 
 
@@ -107,27 +109,33 @@ def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *
     params = [_on_meta(given) for given in params_or_shapes]
     if not params:
         return 0
-    if name in rules():
-        rule = rules()[name](params, **hyper)
-        states = [rule.begin(p, rule.param_groups[0]) for p in params]
-    else:
-        states = _torchs_states(name, params, hyper)
+    if name not in rules():
+        bytes_of = {dtype: _torchs_bytes(name, dtype, hyper) for dtype in {p.dtype for p in params}}
+        return sum(p.numel() * bytes_of[p.dtype][0] + bytes_of[p.dtype][1] for p in params)
+    rule = rules()[name](params, **hyper)
+    states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
 
-def _torchs_states(name: str, params: list[nn.Parameter], hyper: dict[str, Any]) -> list[dict[str, Any]]:
-    entry = FROM_TORCH[name]
-    kind: Any = entry.kind
-    optimizer = kind(params, **(entry.fixed | entry.defaults | hyper), foreach=False)
-    for p in params:
-        p.grad = torch.empty_like(p)
+def _torchs_bytes(name: str, dtype: torch.dtype, hyper: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of state per number of a parameter, and per parameter, as a step on two numbers shows them:
+    torch's rules keep arrays like the parameter, and single numbers.
+    """
+    entry, p = FROM_TORCH[name], nn.Parameter(torch.zeros(2, dtype=dtype))
+    kind: Any = _FLAT[entry.kind]
+    optimizer = kind([p], **(entry.fixed | entry.defaults | hyper), foreach=False)
+    p.grad = torch.zeros_like(p)
     optimizer.step()
-    return [optimizer.state[p] for p in params]
+    values = [value for value in optimizer.state[p].values() if isinstance(value, Tensor)]
+    like_p = [value.element_size() for value in values if value.shape == p.shape]
+    return sum(like_p), sum(value.nbytes for value in values if value.shape != p.shape)
 
 
 def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:
     if isinstance(given, Tensor):
-        return nn.Parameter(torch.empty_like(given, device="meta"))
+        return nn.Parameter(
+            torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
+        )
     return nn.Parameter(torch.empty(tuple(given), device="meta"))
 
 

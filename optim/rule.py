@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import Form, Layer
+from optim.engine.chunks import Layer, TensorView
 from optim.engine.engine import Engine, EngineName, Reduce, chosen
-from optim.engine.layers import Roll
+from optim.engine.layers import StepLayers
 from optim.engine.stage import Function, compute_dtype, stages_of
-from optim.flattening import Flattening
+from optim.flat import FlatOptimizer
 
 
-class Rule(Flattening):
+class Rule(FlatOptimizer):
     """An optimizer given by its mathematics.
 
     A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in
@@ -24,7 +24,7 @@ class Rule(Flattening):
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one, which works them out
-      again where it gets None (in compiled code, to which memory is dearer than arithmetic);
+      again where it gets None (in compiled code, where memory costs more than arithmetic);
     * `numbers(h, t)`: numbers of step t, worked out on the host in double precision;
     * `stages`: functions in turn of numbers and of layers. The first, third, … `f(h, p, g, m, …)` take arrays
       by name and return a dict: p, states and scratch are written; what the next stage asks for by name are
@@ -70,11 +70,12 @@ class Rule(Flattening):
         params, flatten = hyper.pop("params"), hyper.pop("flatten")
         self._choice: EngineName = hyper.pop("engine")
         super().__init__(params, hyper)
-        self.flatten(flatten)
+        if flatten:
+            self.flatten()
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
-        """Numbers of step t = 1, 2, … beside the hyperparameters, in double precision."""
+        """Numbers of step t = 1, 2, … in addition to the hyperparameters, in double precision."""
         return {}
 
     @classmethod
@@ -88,7 +89,7 @@ class Rule(Flattening):
         return dict.fromkeys(cls.elements, shape) | dict.fromkeys(cls.layer_states, torch.Size())
 
     @classmethod
-    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+    def tensor_view(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> TensorView | None:
         """How the stages look at a tensor whose dimensions matter; None where each number stands by itself.
 
         Such a tensor is cut along its first dimension only. Stages then return `total(x)` or `largest(x)` for
@@ -118,41 +119,39 @@ class Rule(Flattening):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.settle()
-        layers = self._roll.call(self)
+        self.adopt()
+        layers = self._layers.begin(self)
         if layers:
             self._engine = self._engine or self._new_engine(layers)
-            self._engine.step(layers, self.reduce)
-        self._roll.dismiss(self)
+            self._engine.step(layers, self.flat_or_none, self.reduce)
+        self._layers.end(self)
         return loss
-
-    def settle(self) -> None:
-        """As `Flattening.settle`; an engine works on the buffers that it was made for."""
-        before = self._flat
-        super().settle()
-        if self._flat is not before:
-            self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forget where things lay: what comes next finds them again."""
-        self._roll = Roll()
+        self._layers = StepLayers()
         self._engine = None
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind, self.flat)
+        return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind)
 
-    def begin(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state before the first step: zeros, in the order of memory of the parameter."""
         state = self.state[p]
         state["step"] = 0
         dtype = compute_dtype(p)
         for name, shape in self.state_shapes(group, p.shape).items():
             alike = shape == p.shape
-            state[name] = torch.zeros_like(p, dtype=dtype) if alike else p.new_zeros(shape, dtype=dtype)
+            if not alike:
+                state[name] = p.new_zeros(shape, dtype=dtype)
+            elif p.is_meta:  # of which zeros_like would import sympy
+                state[name] = p.new_empty_strided(shape, p.stride(), dtype=dtype)
+            else:
+                state[name] = torch.zeros_like(p, dtype=dtype)
         return state
 
-    def numbers_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+    def scalars_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """A group's hyperparameters, pairs apart (beta1, beta2), and the rule's own numbers of step t."""
         numbers: dict[str, Any] = {"adapt": bool(group.get("adapt", True)), "maximize": group["maximize"]}
         for name in self.hyper:

@@ -101,7 +101,7 @@ FROM_TORCH = {
         torch.optim.AdamW,
         """AdamW. Loshchilov, Hutter 2017, arXiv:1711.05101 v3, Algorithm 2.
 
-        Update: Adam's, with p = p - lr λ p beside it
+        Update: Adam's, and p = p - lr λ p
         State: m, v: 8 bytes per parameter.
         Deviations: the paper multiplies λ by the schedule only, all libraries by lr.""",
         fused=True,

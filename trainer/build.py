@@ -17,7 +17,7 @@ from torch import nn
 
 import optim
 from data_echo import EchoLoader, Preparer, Schedule
-from optim import FlatOptimizer
+from optim.flat import FlatOptimizer
 from trainer.compute import autotune, initial_weights
 from trainer.compute.activation_checkpointing import checkpoint_activations
 from trainer.compute.batch_norm import BatchNorms
@@ -188,7 +188,7 @@ def _tried(training: Training) -> Execution:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
     training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
-    compute, gradients = training.forward_backward, training.optimizer.buffers.gradients
+    compute, gradients = training.forward_backward, training.optimizer.flat.gradients
     micro_batches = training.plan.micro_batches_at(training.progress.examples)
     choice = Execution()
     with group.raise_on_all("the first micro-batches"):

@@ -15,6 +15,10 @@ class RunFailed(Exception):  # noqa: N818
     """A run that stops for a reason found later: it is marked FAILED with the reason, the exit code is 1."""
 
 
+class RunStopped(Exception):  # noqa: N818
+    """A run that somebody asked to stop, after the checkpoint that it goes on from; marked KILLED."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a recipe. `file` and `line` are None where no file is behind it."""
@@ -28,7 +32,8 @@ class Problem:
     def __str__(self) -> str:
         place = [self.file, self.line] if self.file else []
         where = ":".join(str(part) for part in place if part is not None)
-        return ": ".join(part for part in (where, self.key, f"{self.wrong}; {self.right}") if part)
+        said = ": ".join(part for part in (where, self.key, f"{self.wrong}; {self.right}") if part)
+        return " ".join(said.splitlines())  # whatever a value holds
 
 
 class RecipeError(UserError):

@@ -36,6 +36,7 @@ class Step:
     gradient_norm: float
     loss_scale: float
     skipped: int
+    stop_asked: bool = False  # somebody wants the run to end here, as all workers see it
     seconds: dict[str, float] = field(default_factory=dict)  # wait, compute, communication, optimizer
 
     @property
@@ -68,19 +69,21 @@ def steps(training: Training) -> Iterator[Step]:
         training.optimizer.zero_grad()
         training.reduction.begin()
         failure = _accumulate(training, training.own_micro_batches(micro_batches))
+        if training.stop_asked():
+            training.reduction.add(_vote(training))
         timer.lap("compute")
         sums = training.reduction.finish()
         timer.lap("communication")
 
         scale = training.loss_scale.value
-        loss, norm = _mean_gradient(training, sums)
+        loss, norm, votes = _mean_gradient(training, sums)
         if not math.isfinite(loss) and _repeats_with_less_memory(training, failure):
             continue
         if math.isfinite(loss) and math.isfinite(norm):
             for group in training.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_multiplier", 1.0)
             training.optimizer.step()
-            training.norms.move(sums[2:], pace=micro_batches / plan.micro_batches)
+            training.norms.move(sums[2:-1], pace=micro_batches / plan.micro_batches)
             training.loss_scale.rise()
         elif not (math.isfinite(loss) and training.loss_scale.fall()):
             _skip(training, loss, norm, sums[1].item())
@@ -93,7 +96,15 @@ def steps(training: Training) -> Iterator[Step]:
             training.average.update(progress.examples, batch)
         seconds = timer.seconds(of_compute={"wait": training.loader.waited_s - waited_s})
         skipped = progress.skipped + training.loss_scale.skipped
-        yield Step(progress.step, progress.examples, batch, loss, rate, norm, scale, skipped, seconds)
+        did = progress.step, progress.examples, batch, loss, rate, norm, scale, skipped
+        yield Step(*did, stop_asked=votes > 0, seconds=seconds)
+
+
+def _vote(training: Training) -> Tensor:
+    """What adds one vote for stopping to the step's statistics: it travels to all workers with them."""
+    vote = torch.zeros_like(training.forward_backward.statistics)
+    vote[-1] = 1
+    return vote
 
 
 def _accumulate(training: Training, micro_batches: list[int]) -> Exception | None:
@@ -134,13 +145,15 @@ def _repeats_with_less_memory(training: Training, failure: Exception | None) -> 
 
 
 @torch.no_grad()
-def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float]:
+def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float, float]:
     """Turn the summed gradient of the scaled loss into that of the mean loss, clipped if the recipe says so;
-    return the loss and the norm before clipping.
+    return the loss, the norm before clipping, and the votes for stopping.
     """
-    gradients = training.optimizer.buffers.gradients
+    gradients = training.optimizer.flat.gradients
     squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
-    total, count, *squared = torch.cat([sums[:2], squares]).tolist()  # the step's one wait for a GPU
+    total, count, votes, *squared = torch.cat(
+        [sums[:2], sums[-1:], squares]
+    ).tolist()  # the step's one wait for a GPU
     count = count or math.nan  # `_skip` tells that no example counted
     factor = 1 / (count * training.loss_scale.value)
     norm = math.sqrt(sum(squared)) * factor
@@ -149,7 +162,7 @@ def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float]:
         factor *= clip_norm / norm
     for gradient in gradients:
         gradient.mul_(factor)
-    return total / count, norm
+    return total / count, norm, votes
 
 
 def _skip(training: Training, loss: float, norm: float, count: float) -> None:

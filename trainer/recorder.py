@@ -25,6 +25,8 @@ from trainer.run_folder.journal import Journal
 from trainer.run_folder.outcome import Outcome
 from trainer.training import Training
 
+LOOK_INTERVAL_S = 0.1  # between looks for a request to stop
+
 
 class Recorder:
     """One run's folder. On other ranks than 0 nothing is written, and what is read comes from rank 0.
@@ -48,6 +50,7 @@ class Recorder:
         self.journal = Journal(folder) if group.rank == 0 else None
         self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
         self.saved_step, self.saved_at = 0, time.monotonic()
+        self.looked_at = 0.0
 
     def write(self, kind: str, **fields: Any) -> None:
         """A line in the journal."""
@@ -69,6 +72,21 @@ class Recorder:
             newest, decisions = self.checkpoints.newest_whole(), Decisions.of(journals.read(self.folder))
         newest, decisions = self.group.broadcast((newest, decisions))
         return (None if newest is None else read(newest)), decisions
+
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for a stop, by a file in the run's folder; looked for now and then."""
+        now = time.monotonic()
+        if self.journal is None or now - self.looked_at < LOOK_INTERVAL_S:
+            return False
+        self.looked_at = now
+        return (self.folder / layout.STOP).exists()
+
+    def stop_reason(self) -> str:
+        """Why the run is to stop, as who asked for it has written it down."""
+        try:
+            return (self.folder / layout.STOP).read_text()
+        except OSError:
+            return "interrupted"
 
     def decide(self, position: int, what: str, value: Any) -> None:
         """Journal a decision that holds from a position of the data on; it is on the disk when this

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_echo import EchoLoader, Schedule
-from optim import FlatOptimizer
+from optim.flat import FlatOptimizer
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution
 from trainer.compute.forward_backward import ForwardBackward
@@ -56,6 +56,7 @@ class Training:
     decisions: Decisions
     average: RunningAverage | None = None
     execution: Execution = field(default_factory=Execution)
+    stop_asked: Callable[[], bool] = lambda: False  # whether this worker wants the run to end with this step
 
     @property
     def recipe(self) -> Recipe:
@@ -79,12 +80,13 @@ class Training:
 
     def is_finite(self) -> bool:
         """Whether every parameter is."""
-        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.buffers.parameters)
+        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.flat.parameters)
 
     def execute(self, execution: Execution) -> None:
         """Compute the steps from here on as `execution` says."""
-        self.execution = execution
-        torch.set_num_threads(execution.threads)
+        if execution is not self.execution:
+            self.execution = execution
+            torch.set_num_threads(execution.threads)
 
     def with_less_memory(self) -> None:
         """Serve the current step's micro-batches once more, half as many per forward pass."""

@@ -14,10 +14,11 @@ import torch
 from data_echo import InlinePreparer, Preparer
 from trainer.adaptive.auto_echo import AutomaticFactor
 from trainer.adaptive.bad_examples import SkippedExamples
+from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, RunStopped, UserError
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
@@ -57,6 +58,8 @@ def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
         return recorder.end(Outcome("FAILED", str(error)))
+    except RunStopped as stop:
+        return recorder.end(Outcome("KILLED", str(stop)))
     except KeyboardInterrupt:
         recorder.end(Outcome("KILLED", "interrupted"))
         raise
@@ -82,6 +85,7 @@ def _train(
         with recorder.phase("model and optimizer"):
             state, decisions = recorder.resume()
             training = build(plan, task, group, preparer, state, decisions)
+            training.stop_asked = recorder.stop_asked
         recorder.write("start", **_circumstances(training))
         recorder.write("rewind", step=training.progress.step)
         try:
@@ -93,8 +97,8 @@ def _train(
     if training.average is not None:
         position, micro = training.progress.position, recipe.batch.micro
         training.average.reestimate_batch_norm(training.forward_backward, group, position, micro)
+    recorder.export(training)  # before the test, which may fail and can be repeated
     metrics = _evaluate(test, training, recorder)
-    recorder.export(training)
     recorder.checkpoints.wait()
     return metrics
 
@@ -103,7 +107,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
     """Iterate the loop to its end, or to an earlier one that the recipe names."""
     recipe, progress = training.recipe, training.progress
     factor = _automatic_factor(training, recorder)
-    execution = None
+    threads, execution = ThreadRevision(training.group), None
     for step in recorder.profiled(steps(training)):
         if training.execution is not execution:  # at first, and when memory ran out
             execution = training.execution
@@ -113,6 +117,8 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
         skipped.after_step()
         if factor is not None:
             factor.after_step(step.step, step.batch, step.busy_s, progress.position, counters)
+        own = step.batch // recipe.batch.micro // training.group.size
+        training.execute(threads.after_step(step.step, step.seconds["compute"], own, training.execution))
         stop, metrics = _budget_spent(training, recorder), None
         if training.finished or stop or (recipe.eval.every and _passed(recipe.eval.every, step, training)):
             metrics = _evaluate(validation, training, recorder)
@@ -122,9 +128,13 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             training.finished
             or stop
             or is_best
+            or step.stop_asked
             or _save_due(recipe.checkpoint.every, step, training, recorder)
         ):
             recorder.save(training, metrics)
+        if step.stop_asked and not training.finished:
+            recorder.checkpoints.wait()
+            raise RunStopped(recorder.stop_reason())
         if stop:
             recorder.write("stop", step=step.step, examples=step.examples, reason=stop)
             break

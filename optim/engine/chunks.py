@@ -1,4 +1,4 @@
-"""How the arrays of layers are cut into the pieces that one call of a stage works on."""
+"""How the arrays of layers are cut into the chunks that one call of a stage works on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +8,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from optim.engine.stage import compute_dtype, is_option
-from optim.engine.tracer import ARRAY, LINE
-from optim.flat import ROW, Places, is_dense, rows_of
+from optim.engine.stage import is_option
+from optim.flat import ROW, BufferLayout, is_dense, rows_of
 
-BLOCK_BYTES = 2**22
-"""Of a block of a core without a compiler: all that a rule reads, writes and keeps, as a core's part of a
-cache may hold it. Smaller blocks cost more in calls than they save in memory's time."""
+BLOCK_BYTES = 2**20
+"""Bytes of a block without a compiler, for each thread: its core's cache holds them, calls stay few."""
+
+SLAB_BYTES = 2**21
+"""The same of a layer whose dimensions matter: its marginals are written once for each block."""
 
 SMALL = 2**17
 """Numbers below which a layer is not worth calls of its own without a compiler."""
@@ -27,7 +28,7 @@ Arrays = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class TensorView:
     """How a rule looks at a tensor whose dimensions matter to it.
 
     `views` are the shapes in which it sees arrays, "p" standing for all that are like the parameter;
@@ -50,12 +51,12 @@ class Shapes(Protocol):
     def scratch(self) -> tuple[str, ...]:
         """What stages leave for others, like the parameter."""
 
-    def form(self, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+    def tensor_view(self, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> TensorView | None:
         """How the rule looks at a tensor; None where each number stands by itself."""
 
 
 @dataclass(slots=True)
-class Cohort:
+class LayerCohort:
     """Layers of one group at the same step: they share their numbers. `number` counts cohorts from 0."""
 
     number: int
@@ -64,7 +65,7 @@ class Cohort:
     options: tuple[Any, ...] = ()
 
     def take(self, numbers: dict[str, Any]) -> None:
-        """Go on with the numbers of another step."""
+        """Set the numbers of a step."""
         self.numbers = numbers
         self.options = tuple(value for value in numbers.values() if is_option(value))
 
@@ -76,7 +77,7 @@ class Layer:
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Any]
-    cohort: Cohort
+    cohort: LayerCohort
     shapes: Shapes
 
     def tensors(self) -> Arrays:
@@ -84,17 +85,17 @@ class Layer:
         return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
     def like_parameter(self) -> Arrays:
-        """Parameter, gradient and the states that are not one number; all alike where there is no form."""
+        """Parameter, gradient and the states that are not one number; all alike without a `TensorView`."""
         p = self.parameter.detach()
         states = {name: x for name, x in self.tensors().items() if name not in self.shapes.layer_states}
         return {"p": p, "g": self.gradient.detach(), **states}
 
-    def form(self) -> Form | None:
+    def tensor_view(self) -> TensorView | None:
         """How the rule looks at this layer."""
         p = self.parameter
         alike = [x for x in self.like_parameter().values() if x.shape == p.shape]
         contiguous = all(x.is_contiguous() for x in alike)
-        return self.shapes.form(self.cohort.numbers, p.shape, contiguous)
+        return self.shapes.tensor_view(self.cohort.numbers, p.shape, contiguous)
 
 
 def is_small(layer: Layer, engine: EngineName) -> bool:
@@ -103,14 +104,14 @@ def is_small(layer: Layer, engine: EngineName) -> bool:
 
 
 @dataclass(slots=True)
-class Piece:
+class Chunk:
     """Arrays for one call of a stage.
 
     Without `spans`, some or all of layer number `layer`, in any shape: one sum. With them a table [rows,
     1024] of layers from there on, each with its number of rows here: a sum for each row; its `columns` are
     those `rows` of numbers that were made for all tables. `fixed` is what a rule of dimensions knows of this
-    piece. `compiled` says that a call of compiled code is worth its overhead; `goes_on` names the arrays that
-    pieces before it have begun to fill.
+    chunk. `compiled` says that a call of compiled code is worth its overhead; `goes_on` names the arrays that
+    chunks before it have begun to fill.
     """
 
     layer: int
@@ -122,61 +123,47 @@ class Piece:
     rows: slice | None = None
     columns: Arrays = field(default_factory=dict)
     calls: dict[Any, Any] = field(default_factory=dict)
-    kinds: tuple[tuple[str, int], ...] | None = field(init=False)
-    """What each array is for a program, by name."""
-    shape: str = field(init=False)
-    """ "table", "line" where arrays have one dimension, else "whole"."""
-
-    def __post_init__(self) -> None:
-        p = self.arrays["p"]
-        self.shape = "table" if self.spans else "line" if p.dim() == 1 else "whole"
-        if all(x.dtype == compute_dtype(p) for x in self.arrays.values()):
-            self.kinds = tuple((n, ARRAY if x.shape == p.shape else LINE) for n, x in self.arrays.items())
-        else:
-            self.kinds = None
 
 
-def block_numbers(device: torch.device, arrays: int) -> int:
-    """Numbers per block of so many arrays: on a CPU what its cores' caches hold beside what is kept in
-    between, elsewhere enough to keep a device busy.
-    """
-    return BLOCK_BYTES // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
+def block_numbers(device: torch.device, arrays: int, block_bytes: int) -> int:
+    """Numbers per block of so many arrays and two temporary ones: `block_bytes` per thread on a CPU."""
+    return block_bytes // (4 * (arrays + 2)) * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
-def whole(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
-    """A layer in one piece, each tensor in its own shape."""
-    yield Piece(number, arrays)
+def whole(number: int, arrays: Arrays, block: int) -> Iterator[Chunk]:
+    """A layer in one chunk, each tensor in its own shape."""
+    yield Chunk(number, arrays)
 
 
-def whole_compiled(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
-    """A layer in one piece, in compiled code unless it is small."""
-    yield Piece(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
+def whole_compiled(number: int, arrays: Arrays, block: int) -> Iterator[Chunk]:
+    """A layer in one chunk, in compiled code unless it is small."""
+    yield Chunk(number, arrays, compiled=arrays["p"].numel() >= TABLE_ROWS * ROW)
 
 
-def slabs(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
-    """A layer whose dimensions matter, cut along the first; what has size 1 there is in every piece."""
+def slabs(number: int, arrays: Arrays, block: int) -> Iterator[Chunk]:
+    """A layer whose dimensions matter, cut along the first; what has size 1 there is in every chunk."""
     p = arrays["p"]
     length = len(p) if p.dim() else 1
     size = max(1, block * length // p.numel())
     if size >= length:
-        yield Piece(number, arrays)
+        yield Chunk(number, arrays)
         return
     shared = frozenset(name for name, x in arrays.items() if len(x) != length)
     for start in range(0, length, size):
         part = {name: x if name in shared else x[start : start + size] for name, x in arrays.items()}
-        yield Piece(number, part, goes_on=shared if start else frozenset())
+        yield Chunk(number, part, goes_on=shared if start else frozenset())
 
 
-def blocks(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+def blocks(number: int, arrays: Arrays, block: int) -> Iterator[Chunk]:
     """A layer in blocks, where its arrays agree in their order of memory; else whole."""
     lines = _lines(arrays)
     if lines is None:
-        yield Piece(number, arrays)
+        yield Chunk(number, arrays)
         return
     numel = lines["p"].numel()
     size = ROW * _even(rows_of(numel), block // ROW)
     for start in range(0, numel, size):
-        yield Piece(number, {name: x[start : start + size] for name, x in lines.items()})
+        yield Chunk(number, {name: x[start : start + size] for name, x in lines.items()})
 
 
 def _even(rows: int, block: int) -> int:
@@ -184,7 +171,7 @@ def _even(rows: int, block: int) -> int:
     return -(-rows // max(1, round(rows / block)))
 
 
-def table_and_tail(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
+def table_and_tail(number: int, arrays: Arrays, block: int) -> Iterator[Chunk]:
     """A layer as a table of its full rows and the rest behind them; in blocks where it allows no table."""
     lines = _lines(arrays)
     if lines is None:
@@ -193,12 +180,12 @@ def table_and_tail(number: int, arrays: Arrays, block: int) -> Iterator[Piece]:
     rows = lines["p"].numel() // ROW
     if rows:
         table = {name: x[: rows * ROW].view(rows, ROW) for name, x in lines.items()}
-        yield Piece(number, table, (rows,), compiled=True)
+        yield Chunk(number, table, (rows,), compiled=True)
     if rows * ROW < lines["p"].numel():
-        yield Piece(number, {name: x[rows * ROW :] for name, x in lines.items()})
+        yield Chunk(number, {name: x[rows * ROW :] for name, x in lines.items()})
 
 
-def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor]]) -> Iterator[Piece]:
+def tables(layers: Sequence[Layer], flat: BufferLayout, buffers: dict[str, list[Tensor]]) -> Iterator[Chunk]:
     """Layers that lie in buffers as few tables: one for each run of neighbours of equal options."""
     at = 0
     for _, run in groupby(_neighbours(layers, flat), key=lambda pair: pair[0]):
@@ -207,14 +194,14 @@ def tables(layers: Sequence[Layer], flat: Places, buffers: dict[str, list[Tensor
         spans = tuple(rows_of(layer.parameter.numel()) for layer in members)
         end = start + sum(spans) * ROW
         held = [name for name in buffers if name not in layers[0].state or name in members[0].state]
-        yield Piece(at, {name: buffers[name][buffer][start:end].view(-1, ROW) for name in held}, spans)
+        yield Chunk(at, {name: buffers[name][buffer][start:end].view(-1, ROW) for name in held}, spans)
         at += len(members)
 
 
-def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
+def blocks_of(table: Chunk, layers: Sequence[Layer]) -> Iterator[Chunk]:
     """A table in blocks: small layers as smaller tables, each other one by itself without its padding."""
     number, row = table.layer, 0
-    block = block_numbers(table.arrays["p"].device, len(table.arrays))
+    block = block_numbers(table.arrays["p"].device, len(table.arrays), BLOCK_BYTES)
     members = layers[number : number + len(table.spans)]
     for small, run in groupby(members, key=lambda layer: is_small(layer, "rows")):
         for together in [list(run)] if small else [[layer] for layer in run]:
@@ -224,21 +211,21 @@ def blocks_of(table: Piece, layers: Sequence[Layer]) -> Iterator[Piece]:
                 numel = together[0].parameter.numel()
                 yield from blocks(number, {name: x.view(-1)[:numel] for name, x in arrays.items()}, block)
             else:
-                yield from _smaller_tables(Piece(number, arrays, spans), block)
+                yield from _smaller_tables(Chunk(number, arrays, spans), block)
             number, row = number + len(together), row + sum(spans)
 
 
-def _smaller_tables(table: Piece, block: int) -> Iterator[Piece]:
+def _smaller_tables(table: Chunk, block: int) -> Iterator[Chunk]:
     """A table in blocks of rows, wherever layers end."""
     layer_of_row = [n for n, rows in enumerate(table.spans, start=table.layer) for _ in range(rows)]
     size = _even(len(layer_of_row), block // ROW)
     for start in range(0, len(layer_of_row), size):
         held = layer_of_row[start : start + size]
         spans = tuple(len(list(rows)) for _, rows in groupby(held))
-        yield Piece(held[0], {name: x[start : start + size] for name, x in table.arrays.items()}, spans)
+        yield Chunk(held[0], {name: x[start : start + size] for name, x in table.arrays.items()}, spans)
 
 
-def _neighbours(layers: Sequence[Layer], flat: Places) -> Iterator[tuple[tuple[Any, ...], Layer]]:
+def _neighbours(layers: Sequence[Layer], flat: BufferLayout) -> Iterator[tuple[tuple[Any, ...], Layer]]:
     """Each layer with what it shares with those that can stand in one table with it."""
     run, expected = 0, 0
     for layer in layers:
@@ -256,7 +243,7 @@ def _lines(arrays: Arrays) -> Arrays | None:
     return {name: x.as_strided((x.numel(),), (1,)) for name, x in arrays.items()}
 
 
-Cut = Callable[[int, Arrays, int], Iterator[Piece]]
+Cut = Callable[[int, Arrays, int], Iterator[Chunk]]
 
 CUTS: dict[str, Cut] = {"tensor": whole, "rows": blocks, "compiled": table_and_tail}
 """How each engine cuts a layer of which each number stands by itself."""

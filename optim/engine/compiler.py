@@ -15,7 +15,7 @@ from optim.engine.stage import Stage
 Code = Callable[..., Any]
 
 FRESH_ROWS = 32
-"""Rows at once where every operation takes fresh memory, which is dear from some size on."""
+"""Rows at once where every operation takes fresh memory, which costs more from some size on."""
 
 ANY_SIZE_FROM = 4
 """From this size on a dimension is compiled for any size; taps of convolutions are compiled each."""
@@ -23,7 +23,7 @@ ANY_SIZE_FROM = 4
 
 def has_compiler(device: torch.device) -> bool:
     """Whether inductor can compile for this device: a C++ compiler for CPUs, Triton for GPUs."""
-    import torch._dynamo  # dear to import: only for those who compile
+    import torch._dynamo  # takes seconds to import: only for those who compile
 
     if torch._dynamo.config.disable:
         return False
@@ -118,22 +118,15 @@ class CompiledStage:
             return None
 
 
-def expect_any_rows(arrays: Arrays, numbers: Iterable[Any]) -> None:
-    """Tell the compiler that the number of rows varies, so that it compiles once for all."""
+def expect_any_size(arrays: Arrays, numbers: Iterable[Any], by_row: bool) -> None:
+    """Tell the compiler what varies, so that it compiles once for all: the number of rows of tables, else all
+    dimensions of whole tensors but small ones.
+    """
     import torch._dynamo
 
-    for x in (*arrays.values(), *numbers):
-        if isinstance(x, Tensor):
-            torch._dynamo.mark_dynamic(x, 0)
-
-
-def expect_any_shape(arrays: Arrays, numbers: Iterable[Any]) -> None:
-    """Tell the compiler that whole tensors vary in all dimensions but small ones."""
-    import torch._dynamo
-
-    for x in arrays.values():
-        for d, size in enumerate(x.shape):
-            if size >= ANY_SIZE_FROM:
+    for x in (*arrays.values(), *(numbers if by_row else ())):
+        for d, size in enumerate(x.shape if isinstance(x, Tensor) else ()):
+            if d == 0 if by_row else size >= ANY_SIZE_FROM:
                 torch._dynamo.mark_dynamic(x, d)
 
 

@@ -1,17 +1,16 @@
 """The engines: stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import EngineName, Layer, Piece, block_numbers
-from optim.engine.compiler import compiled, expect_any_rows, expect_any_shape, has_compiler
+from optim.engine.chunks import Chunk, EngineName, Layer
+from optim.engine.compiler import compiled, expect_any_size, has_compiler
 from optim.engine.layout import Layout
-from optim.engine.scalars import LayerNumbers, PieceNumbers
+from optim.engine.scalars import ChunkScalars, LayerScalars
 from optim.engine.stage import Function, Stage, arguments
-from optim.flat import Flat
+from optim.flat import FlatBuffers
 
 Reduce = Callable[[Tensor, str], None]
 Rounds = Sequence[tuple[Stage, Function | None]]
@@ -32,83 +31,55 @@ def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
 class Engine:
     """Runs a rule: its rounds one after the other, each over all layers, each round's sums in one matrix."""
 
-    def __init__(self, rounds: Rounds, kind: EngineName, flat: Flat | None) -> None:
-        self.layout = Layout(kind, flat)
+    def __init__(self, rounds: Rounds, kind: EngineName) -> None:
+        self.layout = Layout(kind)
         self._rounds = rounds
-        self._kind = kind
-        self._workspace = Workspace()
 
-    def step(self, layers: Sequence[Layer], reduce: Reduce | None) -> None:
+    def step(self, layers: Sequence[Layer], flat: FlatBuffers | None, reduce: Reduce | None) -> None:
         """Move all layers once."""
-        self.layout.follow(layers)
+        self.layout.follow(layers, flat)
         h = self.layout.numbers
         h.found.clear()
-        for stage, judge in self._rounds:
+        for stage, layerwise in self._rounds:
             sums = self._sweep(stage, h)
-            if judge is not None:
+            if layerwise is not None:
                 if reduce is not None:
                     reduce(sums, "sum")
-                _judge(judge, dict(zip(stage.sums, sums, strict=True)), h)
+                _run_layerwise(layerwise, dict(zip(stage.sums, sums, strict=True)), h)
         self.layout.release()
 
-    def _sweep(self, stage: Stage, h: LayerNumbers) -> Tensor:
+    def _sweep(self, stage: Stage, h: LayerScalars) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""
-        numbers = PieceNumbers(stage, h, self.layout.layers, self.layout.tables)
+        numbers = ChunkScalars(stage, h, self.layout.layers, self.layout.tables)
         if stage.is_of_lines:
-            for piece in self.layout.wholes:
-                stage.run(stage.pick(numbers.of(piece)), piece.arrays)
+            for chunk in self.layout.wholes:
+                stage.run(stage.pick(numbers.of(chunk)), chunk.arrays)
             return torch.empty(0)
-        found = [self._run(stage, piece, numbers) for piece in self.layout.pieces]
+        found = [self._run(stage, chunk, numbers) for chunk in self.layout.chunks]
         if not stage.sums:
             return torch.empty(0)
         device = h.numel.device
         columns = [torch.cat([sums[k].view(-1).to(device) for sums in found]) for k in range(len(stage.sums))]
         return self.layout.by_layer(torch.stack(columns, 1).double()).t().contiguous()
 
-    def _run(self, stage: Stage, piece: Piece, numbers: PieceNumbers) -> list[Tensor]:
-        """One call: of the stage itself, of its compiled code, or of its program."""
-        by_row = bool(piece.spans)
-        if piece.compiled:
-            h = numbers.of(piece) if by_row else numbers.as_tensors(piece)
-            if stage not in piece.calls:
-                (expect_any_rows if by_row else expect_any_shape)(piece.arrays, h.values())
-            elif (call := piece.calls[stage]) is not None:
-                return call(h, piece.arrays)
-            found, piece.calls[stage] = compiled(stage).run(stage.pick(h), piece.arrays, by_row)
+    def _run(self, stage: Stage, chunk: Chunk, numbers: ChunkScalars) -> list[Tensor]:
+        """One call: of the stage itself, or of its compiled code."""
+        by_row = bool(chunk.spans)
+        if chunk.compiled:
+            h = numbers.of(chunk) if by_row else numbers.as_tensors(chunk)
+            if stage not in chunk.calls:
+                expect_any_size(chunk.arrays, h.values(), by_row)
+            elif (call := chunk.calls[stage]) is not None:
+                return call(h, chunk.arrays)
+            found, chunk.calls[stage] = compiled(stage).run(stage.pick(h), chunk.arrays, by_row)
             return found
-        h = numbers.of(piece)
-        if self._kind == "tensor" or (program := numbers.program(piece)) is None:
-            return stage.run(stage.pick(h), piece.arrays, by_row)
-        temporaries = self._workspace.like(piece.arrays["g"], program.temporaries)
-        arrays = [piece.arrays[name] for name in program.arrays]
-        values = [h[name] for name in program.numbers]
-        tensors = numbers.as_scalars(piece, program.tensors)
-        return program.run(*arrays, *values, *tensors, *temporaries, piece.goes_on)
+        return stage.run(stage.pick(numbers.of(chunk)), chunk.arrays, by_row, chunk.goes_on)
 
 
-class Workspace:
-    """Memory for what programs do not keep, the same for all pieces."""
-
-    def __init__(self) -> None:
-        self._views: dict[Any, list[Tensor]] = {}
-        self._memory: dict[Any, list[Tensor]] = {}
-
-    def like(self, x: Tensor, count: int) -> list[Tensor]:
-        """Contiguous arrays shaped like x, in which anything may stand."""
-        key = (x.shape, x.dtype, x.device, count)
-        if key not in self._views:
-            memory = self._memory.setdefault(key[1:3], [])
-            least = max(x.numel(), block_numbers(x.device, 1))
-            memory[:] = [m if len(m) >= x.numel() else m.new_empty(least) for m in memory]
-            memory += [x.new_empty(least) for _ in range(count - len(memory))]
-            self._views[key] = [m[: x.numel()].view(x.shape) for m in memory[:count]]
-        return self._views[key]
-
-
-def _judge(judge: Function, sums: dict[str, Tensor], h: LayerNumbers) -> None:
+def _run_layerwise(layerwise: Function, sums: dict[str, Tensor], h: LayerScalars) -> None:
     """Run a function of layers: write its layer states, keep its other results as numbers."""
-    held = {name: h.states[name].read(h.numel) for name in arguments(judge) if name not in sums}
-    for name, vector in judge(h, **sums, **held).items():
+    held = {name: h.states[name].read(h.numel) for name in arguments(layerwise) if name not in sums}
+    for name, vector in layerwise(h, **sums, **held).items():
         if name in held:
             h.states[name].write(vector)
         else:

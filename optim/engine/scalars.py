@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import Cohort, Layer, Piece
+from optim.engine.chunks import Chunk, Layer, LayerCohort
 from optim.engine.stage import Stage, compute_dtype, is_option
-from optim.engine.tracer import NUMBER, SMALL, Program, program_of
 
 
 class LayerState:
@@ -41,7 +40,7 @@ class LayerState:
             vector.copy_(values[numbers.to(values.device)])
 
 
-class LayerNumbers:
+class LayerScalars:
     """Numbers of a step as vectors [layers], made when a rule asks for them: float64, or bool for flags.
 
     A hyperparameter is the same for a cohort of layers; what a function of layers found is each layer's own,
@@ -50,7 +49,7 @@ class LayerNumbers:
 
     def __init__(
         self,
-        cohorts: Sequence[Cohort],
+        cohorts: Sequence[LayerCohort],
         cohort_of_layer: Tensor,
         numel: Tensor,
         states: Mapping[str, LayerState],
@@ -79,7 +78,7 @@ class LayerNumbers:
         self.found[name] = vector.expand(len(self.numel))
 
 
-class RowNumbers:
+class RowScalars:
     """Numbers as columns [rows, 1], each layer's repeated for its rows; refilled where values change."""
 
     def __init__(self, layer_of_row: Tensor, cohort_of_layer: Tensor, dtype: torch.dtype) -> None:
@@ -89,7 +88,7 @@ class RowNumbers:
         self._columns: dict[str, Tensor] = {}
         self._filled: dict[str, list[Any]] = {}
 
-    def column(self, name: str, h: LayerNumbers) -> Tensor:
+    def column(self, name: str, h: LayerScalars) -> Tensor:
         """The column of one number: always the same storage."""
         if name in h.found:
             return self._fill(name, h.found[name], self._layer_of_row)
@@ -109,8 +108,8 @@ class RowNumbers:
         return self._columns[name]
 
 
-class PieceNumbers:
-    """The numbers `h` of one stage at one step, for each piece.
+class ChunkScalars:
+    """The numbers `h` of one stage at one step, for each chunk.
 
     Hyperparameters are numbers of the host, what was found is a tensor of no dimension. In a table of several
     layers what differs between them is a column; everything is where the table is compiled.
@@ -119,95 +118,63 @@ class PieceNumbers:
     def __init__(
         self,
         stage: Stage,
-        h: LayerNumbers,
+        h: LayerScalars,
         layers: Sequence[Layer],
-        tables: Sequence[tuple[Sequence[Piece], RowNumbers]],
+        tables: Sequence[tuple[Sequence[Chunk], RowScalars]],
     ) -> None:
         self._stage, self._layers = stage, layers
         self._found = {name: vector for name, vector in h.found.items() if name in stage.mentions}
         self._of_cohort: dict[int, dict[str, Any]] = {}
         self._own: dict[tuple[torch.dtype, torch.device], dict[str, Sequence[Tensor]]] = {}
         self._as_tensors: dict[Any, dict[str, Any]] = {}
-        self._scalars: dict[Any, dict[str, Tensor]] = {}
-        self._programs: dict[Any, Program | None] = {}
         hyper = self._mentioned(layers[0].cohort) if tables else {}
-        all_columns = any(piece.compiled for pieces, _ in tables for piece in pieces)
+        all_columns = any(chunk.compiled for chunks, _ in tables for chunk in chunks)
         self._columns = [
             name
             for name, value in hyper.items()
             if not is_option(value) and (all_columns or not _all_equal(h.of_cohorts(name)))
         ] + list(self._found)
-        for pieces, rows in tables:
+        for chunks, rows in tables:
             for name in self._columns:
                 column = rows.column(name, h)
-                for piece in pieces:
-                    if name not in piece.columns:
-                        piece.columns[name] = column[piece.rows]
+                for chunk in chunks:
+                    if name not in chunk.columns:
+                        chunk.columns[name] = column[chunk.rows]
 
-    def of(self, piece: Piece) -> dict[str, Any]:
-        """A piece's numbers by name."""
-        numbers = self._mentioned(self._layers[piece.layer].cohort)
-        if piece.spans:
-            return numbers | {name: piece.columns[name] for name in self._columns}
-        own = self._own_of(piece)
-        return numbers | own if own else numbers
+    def of(self, chunk: Chunk) -> dict[str, Any]:
+        """A chunk's numbers by name."""
+        numbers = self._mentioned(self._layers[chunk.layer].cohort)
+        if chunk.spans:
+            return numbers | {name: chunk.columns[name] for name in self._columns}
+        return numbers | self._own_of(chunk)
 
-    def as_tensors(self, piece: Piece) -> dict[str, Any]:
+    def as_tensors(self, chunk: Chunk) -> dict[str, Any]:
         """Numbers all as tensors of no dimension: a compiler would take a float for a constant."""
-        p, cohort = piece.arrays["p"], self._layers[piece.layer].cohort
+        p, cohort = chunk.arrays["p"], self._layers[chunk.layer].cohort
         key = cohort.number, compute_dtype(p), p.device
         if key not in self._as_tensors:
             self._as_tensors[key] = {
                 name: value if is_option(value) else torch.as_tensor(value, dtype=key[1]).to(p.device)
                 for name, value in self._mentioned(cohort).items()
             }
-        return self._as_tensors[key] | self._own_of(piece)
+        return self._as_tensors[key] | self._own_of(chunk)
 
-    def as_scalars(self, piece: Piece, names: Sequence[str]) -> list[Tensor]:
-        """Some numbers as tensors of no dimension on the host."""
-        cohort, dtype = self._layers[piece.layer].cohort, compute_dtype(piece.arrays["g"])
-        known = self._scalars.setdefault((cohort.number, dtype), {})
-        for name in names:
-            if name not in known:
-                known[name] = torch.tensor(cohort.numbers[name], dtype=dtype)
-        return [known[name] for name in names]
-
-    def program(self, piece: Piece) -> Program | None:
-        """What runs this stage on this piece without a compiler; None where no program can be made of it."""
-        fixed = tuple((name, value) for name, value in piece.fixed.items() if name in self._stage.mentions)
-        key = self._layers[piece.layer].cohort.number, piece.shape, piece.kinds, fixed
-        if key not in self._programs:
-            numbers = self.of(piece)
-            values = tuple((name, value) for name, value in numbers.items() if _is_known(value))
-            kinds = tuple((name, _kind(value)) for name, value in numbers.items() if not _is_known(value))
-            self._programs[key] = program_of(self._stage, piece.kinds, values, kinds, piece.shape)
-        return self._programs[key]
-
-    def _mentioned(self, cohort: Cohort) -> dict[str, Any]:
+    def _mentioned(self, cohort: LayerCohort) -> dict[str, Any]:
         if cohort.number not in self._of_cohort:
             mentions = self._stage.mentions
             self._of_cohort[cohort.number] = {n: v for n, v in cohort.numbers.items() if n in mentions}
         return self._of_cohort[cohort.number]
 
-    def _own_of(self, piece: Piece) -> dict[str, Any]:
+    def _own_of(self, chunk: Chunk) -> dict[str, Any]:
         """What was found of a layer, and what a rule of dimensions knows of it."""
-        fixed = {name: value for name, value in piece.fixed.items() if name in self._stage.mentions}
+        fixed = {name: value for name, value in chunk.fixed.items() if name in self._stage.mentions}
         if not self._found:
             return fixed
-        p = piece.arrays["p"]
+        p = chunk.arrays["p"]
         key = (compute_dtype(p), p.device)
         if key not in self._own:
             self._own[key] = {n: v.to(p.device, key[0]).unbind() for n, v in self._found.items()}
-        return {name: each[piece.layer] for name, each in self._own[key].items()} | fixed
-
-
-def _is_known(value: Any) -> bool:
-    """Whether a program is made for this very value: an option, or a number that saves operations."""
-    return is_option(value) or (not isinstance(value, Tensor) and value in (0, 1))
-
-
-def _kind(value: Any) -> int:
-    return SMALL if isinstance(value, Tensor) else NUMBER
+        return {name: each[chunk.layer] for name, each in self._own[key].items()} | fixed
 
 
 def _all_equal(values: Sequence[Any]) -> bool:

@@ -5,31 +5,13 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from optim.arithmetic import Marginal
 
-class Marginal(NamedTuple):
-    """An array whose numbers are joined along the dimensions in which the array that it is for has size 1."""
-
-    of: Tensor
-    how: str
-    """ "sum" or "amax"."""
-
-
-def total(x: Tensor) -> Marginal:
-    """The sums of x."""
-    return Marginal(x, "sum")
-
-
-def largest(x: Tensor) -> Marginal:
-    """The greatest numbers of x, all of which are at least 0."""
-    return Marginal(x, "amax")
-
-
-Values = Mapping[str, Tensor | Marginal | tuple[Tensor, Tensor]]
 Function = Callable[..., Mapping[str, Any]]
 
 
@@ -70,11 +52,17 @@ class Stage:
         names = tuple(name for name in numbers if name in self.mentions)
         return _numbers_type(names)(*(numbers[name] for name in names))
 
-    def run(self, h: Any, arrays: Mapping[str, Tensor], by_row: bool = False) -> list[Tensor]:
-        """Work on one piece and return its sums: of each row, or of the whole piece.
+    def run(
+        self,
+        h: Any,
+        arrays: Mapping[str, Tensor],
+        by_row: bool = False,
+        goes_on: frozenset[str] = frozenset(),
+    ) -> list[Tensor]:
+        """Work on one chunk and return its sums: of each row, or of the whole chunk.
 
         Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The
-        gradient is only read.
+        gradient is only read. Marginals of arrays in `goes_on` are joined with what stands there.
         """
         inputs = {name: self._read(arrays.get(name)) for name in self.asks_for(arrays)}
         if h.maximize and "g" in inputs:
@@ -84,7 +72,10 @@ class Stage:
         for name, value in values.items():
             if name in arrays and name not in self.sums:
                 target = arrays[name]
-                target.copy_(joined(*value, target.shape) if isinstance(value, Marginal) else value)
+                if isinstance(value, Marginal):
+                    _join(target, value, name in goes_on)
+                elif value is not target:
+                    target.copy_(value)
         return sums
 
     def asks_for(self, arrays: Iterable[str]) -> list[str]:
@@ -94,7 +85,9 @@ class Stage:
 
     @staticmethod
     def _read(array: Tensor | None) -> Tensor | None:
-        return None if array is None else array.to(compute_dtype(array))
+        if array is None or array.dtype == compute_dtype(array):
+            return array
+        return array.to(compute_dtype(array))
 
 
 def _names_in(function: Function, code: CodeType) -> Iterator[str]:
@@ -104,8 +97,9 @@ def _names_in(function: Function, code: CodeType) -> Iterator[str]:
         if isinstance(constant, CodeType):
             yield from _names_in(function, constant)
     for name in code.co_names:
-        other = function.__globals__.get(name)
-        if isinstance(other, FunctionType) and other.__module__ == function.__module__:
+        other: Any = function.__globals__.get(name)
+        follows = isinstance(other, FunctionType) and other is not function
+        if follows and other.__module__ == function.__module__:
             yield from _names_in(other, other.__code__)
 
 
@@ -114,9 +108,12 @@ def _inner(pair: tuple[Tensor, Tensor], by_row: bool) -> Tensor:
     a, b = pair
     if by_row:
         return (a * b).sum(-1)
-    if torch.compiler.is_compiling() or a.numel() > SHORT:
+    if torch.compiler.is_compiling():
         return (a * b).sum()
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    a, b = a.reshape(-1), b.reshape(-1)
+    if len(a) <= SHORT:
+        return torch.dot(a, b)
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.split(SHORT), b.split(SHORT), strict=True)]).sum()
 
 
 @cache
@@ -125,16 +122,16 @@ def stages_of(
 ) -> list[tuple[Stage, Function | None]]:
     """Pair each function of numbers with the function of layers that follows it."""
     pairs = []
-    for function, judge in zip(functions[::2], (*functions[1::2], None), strict=False):
+    for function, layerwise in zip(functions[::2], (*functions[1::2], None), strict=False):
         assert function is not None
-        asked = arguments(judge) if judge else ()
-        pairs.append((Stage(function, tuple(name for name in asked if name not in layer_states)), judge))
+        asked = arguments(layerwise) if layerwise else ()
+        pairs.append((Stage(function, tuple(name for name in asked if name not in layer_states)), layerwise))
     return pairs
 
 
 @cache
 def arguments(function: Function) -> tuple[str, ...]:
-    """The names that a rule's function takes beside `h`."""
+    """The names that a rule's function takes after `h`."""
     return tuple(inspect.getfullargspec(function).args[1:])
 
 
@@ -143,14 +140,19 @@ def _numbers_type(names: tuple[str, ...]) -> Any:
     return namedtuple("h", names)
 
 
-def joined(x: Tensor, how: str, shape: torch.Size) -> Tensor:
-    """The "sum" or "amax" of x over the dimensions in which `shape` has size 1."""
+def _join(target: Tensor, marginal: Marginal, goes_on: bool) -> None:
+    """Write a marginal over the dimensions in which the target has size 1, or join it with what is there."""
+    x, how = marginal
     reduce = getattr(torch, how)
-    dimensions = [d for d, (size, left) in enumerate(zip(x.shape, shape, strict=True)) if left == 1 != size]
+    sizes = zip(x.shape, target.shape, strict=True)
+    dimensions = [d for d, (size, left) in enumerate(sizes) if left == 1 != size]
     if 0 in dimensions and torch.compiler.is_compiling() and x.shape[0] >= 16:
         # Compiled code that runs down columns is slow: there eight neighbours are joined first.
         eights = x.shape[0] // 8
         rest = x[eights * 8 :] if how == "sum" else x[-8:]
         x = reduce(x[: eights * 8].unflatten(0, (eights, 8)), 1)
         x = torch.cat([reduce(x, 0, keepdim=True), reduce(rest, 0, keepdim=True)])
-    return reduce(x, dimensions, keepdim=True) if dimensions else x
+    part = reduce(x, dimensions, keepdim=True) if dimensions else x
+    if goes_on:
+        part = target + part if how == "sum" else torch.maximum(target, part)
+    target.copy_(part)

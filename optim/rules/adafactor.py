@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import Form
-from optim.engine.stage import Values, total
+from optim.arithmetic import Values, add, total
+from optim.engine.chunks import TensorView
 from optim.rule import Rule
 
 
-def estimate(h: Any, p: Tensor, g: Tensor, v: Tensor | None) -> Values:
+def statistics(h: Any, p: Tensor, g: Tensor, v: Tensor | None) -> Values:
     g2 = g * g
     if v is None:
         return {"row_sums": total(g2), "column_sums": total(g2), "p2": (p, p)}
-    return {"v": h.beta2 * v + h.gain2 * (g2 + h.eps1), "p2": (p, p)}
+    return {"v": v.lerp_(g2.add_(h.eps1), h.gain2), "p2": (p, p)}
 
 
-def scale(h: Any, p2: Tensor) -> Values:
+def step_size(h: Any, p2: Tensor) -> Values:
     return {"alpha": h.rho * torch.where(h.scale_parameter, (p2 / h.numel).sqrt().maximum(h.eps2), 1)}
 
 
@@ -32,22 +32,22 @@ def factor(h: Any, r: Tensor, c: Tensor, row_sums: Tensor, column_sums: Tensor) 
     return {"r": r, "c": c, "a": torch.cat([a] * h.repeats, -1) if h.repeats > 1 else a, "b": c.rsqrt()}
 
 
-def measure(h: Any, g: Tensor, a: Any, b: Any, v: Any) -> Values:
-    u = g * v.rsqrt() if a is None else g * a * b
+def update_norm(h: Any, g: Tensor, a: Any, b: Any, v: Any) -> Values:
+    u = v.rsqrt().mul_(g) if a is None else (g * a).mul_(b)
     return {"u2": (u, u)}
 
 
-def clip(h: Any, u2: Tensor) -> Values:
+def clipped_step_size(h: Any, u2: Tensor) -> Values:
     return {"step": h.alpha / ((u2 / h.numel).sqrt() / h.clip_threshold).clamp(min=1)}
 
 
-def move(h: Any, p: Tensor, g: Tensor, a: Any, b: Any, v: Any, m: Tensor | None) -> Values:
-    u = h.step * g * v.rsqrt() if a is None else g * (h.step * a) * b
-    decayed = p - h.weight_decay * h.alpha * p
+def apply(h: Any, p: Tensor, g: Tensor, a: Any, b: Any, v: Any, m: Tensor | None) -> Values:
+    u, scale = (g, v.rsqrt().mul_(h.step)) if a is None else (g * (h.step * a), b)
+    add(p, p, -h.alpha, h.weight_decay)
     if m is None:
-        return {"p": decayed - u}
-    m = h.beta1 * m + (1 - h.beta1) * u
-    return {"p": decayed - m, "m": m}
+        return {"p": p.addcmul_(u, scale, value=-1)}
+    m.lerp_(u * scale, 1 - h.beta1)
+    return {"p": p.sub_(m), "m": m}
 
 
 def factored(shape: torch.Size, least: int) -> tuple[int, int] | None:
@@ -97,10 +97,10 @@ class Adafactor(Rule):
     warmup_init: bool = False
     min_dim_size_to_factor: int = 0
 
-    stages = (estimate, scale, factor, None, measure, clip, move)
+    stages = (statistics, step_size, factor, None, update_norm, clipped_step_size, apply)
 
     @classmethod
-    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+    def tensor_view(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> TensorView | None:
         """Rows, columns and, behind them, the taps of convolutions, several columns' side by side."""
         dimensions = factored(shape, h["min_dim_size_to_factor"])
         if dimensions is None:
@@ -111,7 +111,7 @@ class Adafactor(Rule):
         options = {"rows": rows, "columns": columns, "down": down}
         if not contiguous or rows * columns * taps != shape.numel():
             r, c = _with_one(shape, across), _with_one(shape, down)
-            return Form(
+            return TensorView(
                 {"p": shape, "r": r, "c": c},
                 {"row_sums": r, "column_sums": c, "a": r, "b": c},
                 options | {"repeats": 1},
@@ -122,7 +122,7 @@ class Adafactor(Rule):
         of_rows, of_columns = (rows, 1, *tail), (1, columns // repeats, *tail)
         views = {"p": (rows, *of_columns[1:]), "r": (rows, 1, *[taps][: len(tail)]), "c": of_columns}
         scratch = {"row_sums": of_rows, "column_sums": of_columns, "a": of_rows, "b": of_columns}
-        return Form(views, scratch, options | {"down": 0, "repeats": repeats})
+        return TensorView(views, scratch, options | {"down": 0, "repeats": repeats})
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:

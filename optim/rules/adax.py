@@ -5,15 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add, plus
 from optim.rule import Rule
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
-    g = g + h.coupled * p
-    m = m.lerp(g, h.gain)
-    v = h.keep * v + h.take * g * g
-    return {"p": p - h.lr * (m / (v.sqrt() + h.epsilon) + h.decoupled_decay * p), "m": m, "v": v}
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    g = plus(g, p, h.coupled)
+    m.lerp_(g, h.gain)
+    add(v.mul_(h.keep), g, h.take, times=g)
+    add(p, p, -h.lr, h.decoupled_decay)
+    return {"p": add(p, m, -h.lr, over=v.sqrt().add_(h.epsilon)), "m": m, "v": v}
 
 
 class AdaX(Rule):
@@ -41,7 +42,7 @@ class AdaX(Rule):
     decoupled: bool = False
 
     elements = ("m", "v")
-    stages = (move,)
+    stages = (apply,)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

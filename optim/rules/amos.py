@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
-def measure(h: Any, g: Tensor) -> Values:
+def grad_norm(h: Any, g: Tensor) -> Values:
     return {"g2": (g, g)}
 
 
-def judge(h: Any, g2: Tensor, v: Tensor, b: Tensor) -> Values:
+def layerwise(h: Any, g2: Tensor, v: Tensor, b: Tensor) -> Values:
     g2 = g2 / h.numel
     v = h.beta * v + h.gain * g2
     r = h.debias / v.clamp(min=2**-125)
@@ -29,12 +29,11 @@ def judge(h: Any, g2: Tensor, v: Tensor, b: Tensor) -> Values:
     }
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor | None) -> Values:
-    u = h.step * g + h.decay * p
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor | None) -> Values:
     if m is None:
-        return {"p": p - u}
-    m = h.momentum * m + (1 - h.momentum) * u
-    return {"p": p - m, "m": m}
+        return {"p": add(add(p, p, -h.decay), g, -h.step)}
+    m.lerp_(add(h.step * g, p, h.decay), 1 - h.momentum)
+    return {"p": p.sub_(m), "m": m}
 
 
 class Amos(Rule):
@@ -67,7 +66,7 @@ class Amos(Rule):
 
     elements = ("m",)
     layer_states = ("v", "b")
-    stages = (measure, judge, move)
+    stages = (grad_norm, layerwise, apply)
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add, plus
 from optim.rule import Rule
 
 
-def measure(h: Any, p: Tensor, g: Tensor, u: Tensor) -> Values:
-    g = g + h.weight_decay * p
+def inner_products(h: Any, p: Tensor, g: Tensor, u: Tensor) -> Values:
+    g = plus(g, p, h.weight_decay)
     return {"ug": (u, g), "u2": (u, u), "g2": (g, g)}
 
 
-def judge(h: Any, ug: Tensor, u2: Tensor, g2: Tensor, log_s: Tensor) -> Values:
+def layer_scale(h: Any, ug: Tensor, u2: Tensor, g2: Tensor, log_s: Tensor) -> Values:
     ug, u2, g2 = (torch.where(h.global_scale, each.sum(), each) for each in (ug, u2, g2))
     cosine = torch.where(u2 * g2 > 0, ug / (u2 * g2).sqrt(), 0)
     log_s = log_s + h.scale_rate * torch.where(h.normalize_alignment, cosine, ug)
@@ -23,13 +23,13 @@ def judge(h: Any, ug: Tensor, u2: Tensor, g2: Tensor, log_s: Tensor) -> Values:
     return {"log_s": log_s, "s": log_s.exp()}
 
 
-def move(h: Any, p: Tensor, g: Tensor, log_p: Tensor, m: Tensor, u: Tensor) -> Values:
-    g = g + h.weight_decay * p
-    alignment = torch.sign(m * g) if h.normalize_alignment else m * g
-    log_p = torch.clamp(log_p + h.gain_rate * alignment, h.least_log_gain, h.most_log_gain)
-    m = m.lerp(g, h.gain)
-    u = h.momentum * u + h.lr * torch.exp(log_p) * g
-    return {"p": p - h.s * u, "log_p": log_p, "m": m, "u": u}
+def apply(h: Any, p: Tensor, g: Tensor, log_p: Tensor, m: Tensor, u: Tensor) -> Values:
+    g = plus(g, p, h.weight_decay)
+    alignment = (m * g).sign_() if h.normalize_alignment else m * g
+    add(log_p, alignment, h.gain_rate).clamp_(h.least_log_gain, h.most_log_gain)
+    m.lerp_(g, h.gain)
+    add(u.mul_(h.momentum), g, h.lr, times=log_p.exp())
+    return {"p": add(p, u, -h.s), "log_p": log_p, "m": m, "u": u}
 
 
 class FunnelledSGDM(Rule):
@@ -67,7 +67,7 @@ class FunnelledSGDM(Rule):
 
     elements = ("log_p", "m", "u")
     layer_states = ("log_s",)
-    stages = (measure, judge, move)
+    stages = (inner_products, layer_scale, apply)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -6,39 +6,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Function, Values
+from optim.arithmetic import Values, add
+from optim.engine.stage import Function
 from optim.rule import Rule
 
 
-def survey(h: Any, g: Tensor) -> Values:
+def grad_norm(h: Any, g: Tensor) -> Values:
     return {"g2": (g, g)}
 
 
-def clip(h: Any, g2: Tensor) -> Values:
+def clip_factor(h: Any, g2: Tensor) -> Values:
     return {"shrink": (h.max_norm / g2.sum().sqrt()).clamp(max=1)}
 
 
-def measure(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
-    g = g * h.shrink
-    m = h.beta1 * m + h.gain1 * g
-    v = h.beta2 * v + h.gain2 * g * g
+def moments(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    add(m.mul_(h.beta1), g, h.gain1, h.shrink)
+    add(v.mul_(h.beta2), g, h.gain2, h.shrink, h.shrink, times=g)
     u = update(h, p, m, v)
     return {"m": m, "v": v, "u": u, "p2": (p, p), "u2": (u, u)}
 
 
 def update(h: Any, p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    return h.pace * m / (v.sqrt() + h.epsilon) + h.inside * p
+    return add(h.inside * p, m, h.pace, over=v.sqrt().add_(h.epsilon))
 
 
-def judge(h: Any, p2: Tensor, u2: Tensor) -> Values:
+def trust_ratio(h: Any, p2: Tensor, u2: Tensor) -> Values:
     ratio = (p2 / u2).sqrt().minimum(h.ceiling)
     return {"ratio": torch.where(h.adapts & (p2 > 0) & (u2 > 0), ratio, 1)}
 
 
-def move(h: Any, p: Tensor, u: Tensor | None, m: Tensor, v: Tensor) -> Values:
+def apply(h: Any, p: Tensor, u: Tensor | None, m: Tensor, v: Tensor) -> Values:
     if u is None:
         u = update(h, p, m, v)
-    return {"p": p - h.lr * (h.ratio * u + h.outside * p)}
+    add(p, p, -h.lr, h.outside)
+    return {"p": add(p, u, -h.lr, h.ratio)}
 
 
 class LAMB(Rule):
@@ -95,7 +96,7 @@ class LAMB(Rule):
             "max_norm": h.max_grad_norm or float("inf"),
         }
 
-    stages = (survey, clip, measure, judge, move)
+    stages = (grad_norm, clip_factor, moments, trust_ratio, apply)
 
     @classmethod
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:

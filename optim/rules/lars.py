@@ -5,24 +5,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
-def measure(h: Any, p: Tensor, g: Tensor) -> Values:
+def norms(h: Any, p: Tensor, g: Tensor) -> Values:
     return {"p2": (p, p), "g2": (g, g)}
 
 
-def judge(h: Any, p2: Tensor, g2: Tensor) -> Values:
+def trust_ratio(h: Any, p2: Tensor, g2: Tensor) -> Values:
     ratio = h.trust_coefficient * p2.sqrt() / (g2.sqrt() + h.weight_decay * p2.sqrt() + h.eps)
     ratio = torch.where(h.trust_clip, (ratio / h.lr).clamp(max=1), ratio)
     return {"ratio": torch.where(h.adapts & (p2 > 0) & (g2 > 0), ratio, 1)}
 
 
-def move(h: Any, p: Tensor, g: Tensor, v: Tensor) -> Values:
-    d = h.inside * h.ratio * (g + h.weight_decay * p)
-    v = h.momentum * v + h.gain * d
-    return {"p": p - h.outside * (h.momentum * v + d if h.nesterov else v), "v": v}
+def apply(h: Any, p: Tensor, g: Tensor, v: Tensor) -> Values:
+    rate = h.inside * h.ratio
+    add(add(v.mul_(h.momentum), g, h.gain, rate), p, h.gain, rate, h.weight_decay)
+    if not h.nesterov:
+        return {"p": add(p, v, -h.outside), "v": v}
+    add(add(p, p, -h.outside, rate, h.weight_decay), g, -h.outside, rate)
+    return {"p": add(p, v, -h.outside, h.momentum), "v": v}
 
 
 class LARS(Rule):
@@ -59,7 +62,7 @@ class LARS(Rule):
     always_adapt: bool = True
 
     elements = ("v",)
-    stages = (measure, judge, move)
+    stages = (norms, trust_ratio, apply)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -4,16 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
     c = m.lerp(g, h.gain1)
-    return {
-        "p": p - h.lr * (c.sign() + h.weight_decay * p),
-        "m": m.lerp(g, h.gain2),
-    }
+    add(p, p, -h.lr, h.weight_decay)
+    return {"p": add(p, c.sign_(), -h.lr), "m": m.lerp_(g, h.gain2)}
 
 
 class Lion(Rule):
@@ -36,7 +34,7 @@ class Lion(Rule):
     weight_decay: float = 0.0
 
     elements = ("m",)
-    stages = (move,)
+    stages = (apply,)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

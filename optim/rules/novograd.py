@@ -5,22 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.engine.stage import Values
+from optim.arithmetic import Values, add
 from optim.rule import Rule
 
 
-def measure(h: Any, g: Tensor) -> Values:
+def grad_norm(h: Any, g: Tensor) -> Values:
     return {"g2": (g, g)}
 
 
-def judge(h: Any, g2: Tensor, v: Tensor) -> Values:
+def second_moment(h: Any, g2: Tensor, v: Tensor) -> Values:
     v = torch.where(v > 0, h.beta2 * v + h.gain2 * g2, g2)
     return {"v": v, "scale": torch.where(v > 0, 1 / (v.sqrt() + h.eps), 0)}
 
 
-def move(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
-    m = h.beta1 * m + h.gain1 * (h.scale * g + h.weight_decay * p)
-    return {"p": p - h.lr * m, "m": m}
+def apply(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
+    add(add(m.mul_(h.beta1), g, h.gain1, h.scale), p, h.gain1, h.weight_decay)
+    return {"p": add(p, m, -h.lr), "m": m}
 
 
 class NovoGrad(Rule):
@@ -50,7 +50,7 @@ class NovoGrad(Rule):
 
     elements = ("m",)
     layer_states = ("v",)
-    stages = (measure, judge, move)
+    stages = (grad_norm, second_moment, apply)
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:

@@ -7,22 +7,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optim.engine.chunks import Form
-from optim.engine.stage import Function, Values, largest
+from optim.arithmetic import Values, add, largest
+from optim.engine.chunks import TensorView
+from optim.engine.stage import Function
 from optim.rule import Rule
 
 TINY = torch.finfo(torch.float32).tiny
 """In place of an accumulator of 0, whose gradients are all 0 too: 0 / 0 = 0."""
 
 
-def survey(h: Any, g: Tensor, q: Tensor | None) -> Values:
+def grad_peaks(h: Any, g: Tensor, q: Tensor | None) -> Values:
     if h.variant == "II" or q is None:
         return {}
     g2 = h.gain * g * g
     return {"row_peaks": largest(g2), "column_peaks": largest(g2)}
 
 
-def cover(h: Any, row_peaks: Tensor, column_peaks: Tensor, *mu: Tensor) -> Values:
+def lower_bounds(h: Any, row_peaks: Tensor, column_peaks: Tensor, *mu: Tensor) -> Values:
     kept = [h.keep * mu_k for mu_k in mu]
     values = {}
     if h.variant == "I":
@@ -34,25 +35,25 @@ def cover(h: Any, row_peaks: Tensor, column_peaks: Tensor, *mu: Tensor) -> Value
     return {"o": kept[0].clamp(min=TINY), "q": q.clamp(min=TINY)} | values
 
 
-def move(
+def apply(
     h: Any, p: Tensor, g: Tensor, m: Tensor | None, mu0: Tensor, o: Tensor | None, q: Tensor | None
 ) -> Values:
     values: dict[str, Any] = {}
     if o is None or q is None:
-        values["mu0"] = h.keep * mu0 + h.gain * g * g
+        values["mu0"] = add(mu0.mul_(h.keep), g, h.gain, times=g)
         nu = values["mu0"].clamp(min=TINY)
     else:
         nu = torch.minimum(o, q)
         if h.variant == "II":
-            nu = nu + h.gain * g * g
+            add(nu, g, h.gain, times=g)
             values = {"row_peaks": largest(nu), "column_peaks": largest(nu)}
-    u = g * nu.rsqrt()
-    if m is not None:
-        u = values["m"] = h.momentum * m + (1 - h.momentum) * u
-    return values | {"p": p - h.lr * u}
+    if m is None:
+        return values | {"p": add(p, g, -h.lr, times=nu.rsqrt())}
+    m.lerp_(nu.rsqrt().mul_(g), 1 - h.momentum)
+    return values | {"p": add(p, m, -h.lr), "m": m}
 
 
-def settle(h: Any, row_peaks: Tensor, column_peaks: Tensor) -> Values:
+def accumulators(h: Any, row_peaks: Tensor, column_peaks: Tensor) -> Values:
     if h.variant == "I":
         return {}
     return {f"mu{k}": peak for k, peak in enumerate(peaks(h.columns, row_peaks, column_peaks))}
@@ -95,14 +96,14 @@ class SM3(Rule):
     beta: float = 0.0
     variant: Literal["I", "II"] = "II"
 
-    stages = (survey, None, cover, None, move, None, settle)
+    stages = (grad_peaks, None, lower_bounds, None, apply, None, accumulators)
 
     @classmethod
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         return cls.stages if any(group["variant"] == "I" for group in groups) else cls.stages[2:]
 
     @classmethod
-    def form(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> Form | None:
+    def tensor_view(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> TensorView | None:
         """The slices along the first axis as rows; all other axes are its columns."""
         if len(shape) < 2:
             return None
@@ -113,7 +114,7 @@ class SM3(Rule):
         views = {f"mu{k}": _along(shape, k) for k in range(1, len(shape))}
         views |= {"p": torch.Size((shape[0], *of_columns[1:])), "mu0": of_rows}
         scratch = {"row_peaks": of_rows, "column_peaks": of_columns, "o": of_rows, "q": of_columns}
-        return Form(views, scratch, {"columns": columns})
+        return TensorView(views, scratch, {"columns": columns})
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:

@@ -53,13 +53,15 @@ def test_without_a_terminal_progress_is_plain_lines_now_and_then(tmp_path, monke
     assert "echo 2.00" in text
 
 
-def test_of_many_validations_the_last_is_always_shown(tmp_path, monkeypatch):
+def test_a_piped_log_has_every_evaluation_and_a_terminal_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(screens, "PLAIN_INTERVAL_S", math.inf)
-    lines = [line.partition("  ")[2].strip() for line in shown(tmp_path).splitlines() if "accuracy" in line]
-    assert [line.partition("s  ")[2] for line in lines] == [
-        "validation at step 10: accuracy 0.1",
-        "test at step 10: accuracy 0.5",
-    ]
+    piped = shown(tmp_path)
+    assert piped.count("validation at step") == STEPS
+    assert "test at step 10: accuracy 0.5" in piped
+    (tmp_path / "terminal").mkdir()
+    terminal = shown(tmp_path / "terminal", is_terminal=True)
+    assert "validation at step 10: accuracy 0.1" in terminal
+    assert terminal.count("validation at step") == 1
 
 
 def test_everything_is_shown_where_there_is_time_between(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from cluster import jobs
+from cluster.ray_cluster import code_for_workers
 from tests.cluster.commands import user_folder
 from trainer.errors import UserError
 
@@ -23,8 +24,7 @@ def test_a_job_is_the_recipe_in_its_folder_with_our_packages(folder):
     told = jobs.job("my recipes/tiny.yaml", [override])
     command = ["python", "-m", "cluster.cli", "train", "my recipes/tiny.yaml", "--set", override]
     assert shlex.split(told["entrypoint"]) == command
-    assert told["runtime_env"]["working_dir"] == str(folder)
-    sent = [path.rpartition("/")[2] for path in told["runtime_env"]["py_modules"]]
+    sent = [path.rpartition("/")[2] for path in code_for_workers(folder / "folder.zip")["py_modules"]]
     assert sent == ["cluster", "data_echo", "optim", "trainer"]
 
 
@@ -39,6 +39,8 @@ def test_nothing_of_our_environment_enters_a_job(monkeypatch):
     ("path", "overrides", "message"),
     [
         ("tiny.yaml", [], r"checkpoint\.dir: is runs, and a job's working folder ends with the job"),
+        ("tiny.yaml", ["checkpoint.dir=/shared", "track.uri=sqlite:///x.db"], r"track\.uri: .* ends with"),
+        ("tiny.yaml", ["checkpoint.dir=/shared", "task.with.at=s3://b/x?sig=abcdef"], "holds a token"),
         ("tiny.yaml", ["track.uri=http://me:secret@host"], r"track\.uri: holds a password"),
         ("tiny.yaml", ["batch.size=31"], "batch"),
         ("../elsewhere.yaml", ["checkpoint.dir=/shared"], "lies outside the working folder"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -99,7 +100,7 @@ def settings(folder: Path) -> list[str]:
 
 def submitted(command: Command) -> str:
     assert command.process.returncode == 0, command.output
-    return command.output.split()[0]
+    return re.search(r"^raysubmit_\w+", command.output, re.MULTILINE)[0]
 
 
 def test_a_job_trains_the_users_code_and_its_log_is_the_screen(head, tmp_path):
@@ -116,6 +117,28 @@ def test_a_job_trains_the_users_code_and_its_log_is_the_screen(head, tmp_path):
     assert head.lockstep("logs", job, cwd=folder).output == logs.output
     secret = head.token.read_text()
     assert secret not in told.output + logs.output
+
+
+def test_what_is_taken_along_is_the_users_choice_and_a_default_database_outlives_the_job(head, tmp_path):
+    folder = user_folder(tmp_path)
+    (folder / ".gitignore").write_text("slopes.py\n")
+    (folder / ".env").write_text("A_KEY=planted")
+    (folder / "slopes.py").write_text(
+        "import pathlib\nif pathlib.Path('.env').exists(): raise SystemExit('a secret came along')\n"
+    )
+    (folder / "my_task.py").write_text("import slopes\n" + (folder / "my_task.py").read_text())
+    tracked = ("--set", "track.uri=null")
+    command = head.lockstep("submit", "tiny.yaml", *settings(folder), *tracked, cwd=folder)
+    assert "left here: .env (may hold secrets)" in command.output
+    job = submitted(command)
+    logs = head.lockstep("logs", job, "-f", cwd=folder)
+    assert f"{job}  SUCCEEDED" in head.lockstep("status", job, cwd=folder).output, logs.output
+    database = folder / "shared/mlflow.db"
+    assert f"open it with `lockstep ui --uri sqlite:///{database}`" in logs.output
+    synced = run("sync", "shared/tiny-001", cwd=folder)
+    assert synced.process.returncode == 0, synced.output
+    assert not (folder / "mlflow.db").exists()
+    assert list(folder.glob("shared/mlruns/*/artifacts/recipe.yaml"))
 
 
 def test_a_job_that_fails_says_so(head, tmp_path):
@@ -135,6 +158,8 @@ def test_a_stopped_job_is_marked(head, tmp_path):
     assert f"{job}  STOPPED" in stopped.output
     end = journal(folder / "shared/tiny-001", "end")[-1]
     assert (end["status"], end["reason"]) == ("KILLED", "interrupted by SIGTERM")
+    last = journal(folder / "shared/tiny-001", "step")[-1]["step"]
+    assert (folder / f"shared/tiny-001/checkpoints/step-{last:08d}/manifest.json").exists()
 
 
 def test_a_command_on_this_machine_uses_the_cluster_that_is_named(head, tmp_path):

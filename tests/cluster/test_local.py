@@ -1,9 +1,11 @@
 """`lockstep train --local` as a user sees it: output, folder, exit code."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +66,45 @@ def test_a_run_that_is_told_to_stop_is_marked_and_can_go_on(folder, number, code
     assert command.wait() == code, command.output
     assert "Traceback" not in command.output
     assert remaining(family) == []
-    end = journal(folder / "runs/tiny-001", "end")[-1]
+    (end,) = journal(folder / "runs/tiny-001", "end")
     assert end["status"] == "KILLED"
-    assert end["reason"].startswith("interrupted")
+    assert end["reason"] == f"interrupted by {number.name}"
+    last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
+    newest = max((folder / "runs/tiny-001/checkpoints").glob("step-*/manifest.json")).parent.name
+    assert newest == f"step-{last:08d}"  # none of its steps is lost
+    told = "`lockstep resume runs/tiny-001 --local` goes on from step"
+    assert f"{told} {last}" in command.output
+    assert not (folder / "runs/tiny-001/.stop").exists()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 1.5])
+def test_a_second_signal_leaves_no_run_unmarked(folder, pause_s):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    command.send(signal.SIGTERM)
+    time.sleep(pause_s)
+    with contextlib.suppress(ProcessLookupError):
+        command.send(signal.SIGINT)
+    assert command.wait() == 143, command.output
+    assert remaining(family) == []
+    (end,) = journal(folder / "runs/tiny-001", "end")
+    assert end["status"] == "KILLED"
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(folder):
+    code = (folder / "my_task.py").read_text()
+    slow = code.replace("def augment(self, batch, draw):", "def augment(self, batch, draw):\n        SLOW")
+    slow = slow.replace("SLOW", "import time, pathlib; time.sleep(3600 * pathlib.Path('slow').exists())")
+    (folder / "my_task.py").write_text(slow)
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("validation at step")
+    (folder / "slow").touch()
+    began_at = time.monotonic()
+    command.send(signal.SIGTERM)
+    assert command.wait() == 143, command.output
+    assert time.monotonic() - began_at < 30
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "KILLED"
 
 
 def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
@@ -87,6 +125,50 @@ def test_resume_goes_on_where_the_run_was_and_refuses_another_recipe(folder):
     again.wait()
     assert f"step-{journal(folder / 'runs/tiny-001', 'rewind')[-1]['step']:08d}" == newest
     assert not (folder / "runs/tiny-002").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-001", "runs/tiny-001"])
+def test_a_run_is_resumed_by_name_with_the_recipe_and_the_overrides_that_it_began_with(folder, name):
+    command = Command("train", "tiny.yaml", "--local", "--set", "train.epochs=1000000", cwd=folder)
+    wait_for_checkpoint(folder / "runs/tiny-001")
+    command.send(signal.SIGINT)
+    command.wait()
+    (folder / "tiny.yaml").unlink()
+    again = Command("resume", name, "--local", cwd=folder)
+    again.wait_for("resuming from step")
+    again.send(signal.SIGINT)
+    assert again.wait() == 130
+    assert "epochs: 1000000" in (folder / "runs/tiny-001/recipe.yaml").read_text()
+    unknown = run("resume", "teny", "--local", cwd=folder)
+    assert unknown.process.returncode == 2
+    assert "teny: is no run in runs; there are tiny-001" in unknown.output
+
+
+def test_a_test_that_fails_costs_no_training_and_can_be_repeated(folder):
+    task = (folder / "my_task.py").read_text()
+    spoilt = task.replace("return [(i - 32)", "return ['?'] * 64 if split == 'test' else [(i - 32)")
+    (folder / "my_task.py").write_text(spoilt)
+    command = run("train", "tiny.yaml", "--local", "--set", "train.average={kind: ema}", cwd=folder)
+    assert command.process.returncode == 1
+    assert "evaluating test" in command.output
+    (folder / "my_task.py").write_text(task)
+    steps = len(journal(folder / "runs/tiny-001", "step"))
+    repeated = run("evaluate", "tiny", cwd=folder)
+    assert repeated.process.returncode == 0, repeated.output
+    whole = run("train", "tiny.yaml", "--local", "--set", "train.average={kind: ema}", cwd=folder)
+    assert whole.process.returncode == 0
+    ends = [journal(folder / f"runs/tiny-00{number}", "end")[-1] for number in (1, 2)]
+    assert ends[0]["status"] == "FINISHED"
+    assert ends[0]["metrics"] == ends[1]["metrics"]
+    assert len(journal(folder / "runs/tiny-001", "step")) == steps
+    other = run("evaluate", "tiny-001", "--split", "validation", cwd=folder)
+    assert other.process.returncode == 0
+    assert journal(folder / "runs/tiny-001", "end")[-1]["metrics"] == ends[0]["metrics"]
+    shutil.rmtree(folder / "runs/tiny-002/checkpoints")
+    (folder / "runs/tiny-002/model.safetensors").unlink()
+    none = run("evaluate", "tiny-002", cwd=folder)
+    assert none.process.returncode == 2
+    assert "has no trained weights and no whole checkpoint" in none.output
 
 
 def test_a_run_without_a_whole_checkpoint_begins_again_and_says_so(folder):
@@ -180,6 +262,17 @@ def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
     again.wait_for("resuming from step")
     again.send(signal.SIGINT)
     assert again.wait() == 130
+
+
+@pytest.mark.slow
+def test_short_runs_under_torchrun_end_as_they_should(folder):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "batch.micro=4"]
+    for _ in range(8):
+        done = subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run's copy at another address: what is there is whole, and enough to go on from."""
 
+import errno
 import io
 import shutil
 from collections.abc import Callable
@@ -56,23 +57,66 @@ def test_the_copy_follows_the_run(tmp_path: Path, folder: Path, address: Callabl
     assert "checkpoints/step-00000001/state.pt" not in contents(tmp_path / "there/tiny-001")
 
 
-def test_what_was_brought_of_a_checkpoint_removed_meanwhile_goes_too(
+def test_a_checkpoint_that_is_pruned_while_it_is_copied_arrives_whole_and_then_goes(
     tmp_path: Path, folder: Path, monkeypatch
 ):
     copy = Mirror(str(tmp_path / "there"), folder)
-    put = copy.filesystem.put_file
+    put, states = copy.filesystem.put_file, []
 
     def put_and_prune(source: str, target: str) -> None:
+        if source.endswith("state.pt") and len(states) < 3:
+            save(folder, 3 + len(states), keep=1)
         put(source, target)
-        if source.endswith("step-00000001/state.pt"):
-            save(folder, 3)
+        if source.endswith("state.pt"):
+            states.append(target.split("/")[-2])
 
     monkeypatch.setattr(copy.filesystem, "put_file", put_and_prune)
-    with pytest.raises(FileNotFoundError):
-        copy.push()
-    assert "checkpoints/step-00000001/state.pt" in contents(tmp_path / "there/tiny-001")
     copy.push()
+    assert states == [f"step-{step:08d}" for step in (2, 3, 4, 5)]
     assert contents(tmp_path / "there/tiny-001") == contents(folder)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_mirror_slower_than_the_checkpoints_always_holds_a_whole_one(
+    tmp_path: Path, folder: Path, monkeypatch, links: bool
+):
+    """However far the run is ahead, the copier skips to the newest, and its machine may go at any time."""
+    monkeypatch.setattr(mirror, "PAUSE_S", 0.01)
+    if not links:
+        monkeypatch.setattr(mirror.os, "link", unsupported)
+    slow, lost = tmp_path / "there", []
+
+    class Slow(Mirror):
+        def __init__(self, address, folder):
+            super().__init__(address, folder)
+            put = self.filesystem.put_file
+
+            def put_slowly(source: str, target: str) -> None:
+                for step in range(20 * len(lost), 20 * len(lost) + 20) if source.endswith("state.pt") else ():
+                    save(folder, 100 + step, keep=3)
+                put(source, target)
+                manifests = list((slow / "tiny-001/checkpoints").glob("*/manifest.json"))
+                lost.append(target)
+                if len(lost) > 8:
+                    assert manifests
+                for manifest in manifests:
+                    load(manifest.parent)
+                if len(lost) > 40:
+                    raise ConnectionError("the machine is gone")
+
+            monkeypatch.setattr(self.filesystem, "put_file", put_slowly)
+
+    with pytest.raises(ConnectionError):
+        Slow(str(slow), folder).push()
+    whole = Checkpoints(slow / "tiny-001/checkpoints", 3).newest_whole()
+    assert whole is not None
+    states = [target for target in lost if target.endswith("state.pt")]
+    assert len(states) <= 20  # of some hundred that were made
+    assert whole.name == states[-1].split("/")[-2] or whole.name == states[-2].split("/")[-2]
+
+
+def unsupported(*_: object) -> None:
+    raise OSError(errno.ENOTSUP, "no hard links here")
 
 
 def test_a_step_that_was_saved_again_is_brought_again(tmp_path: Path, folder: Path):

@@ -1,7 +1,9 @@
 """Training on Ray clusters of our own: what comes out, what is left, who can reach it."""
 
+import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,43 @@ def test_ctrl_c_marks_the_run_and_leaves_no_process_port_or_file(folder):
     assert status_in_mlflow(folder) == "KILLED"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_costs_no_step(folder, number):
+    command = Command("train", "tiny.yaml", *ENDLESS, "--set", "checkpoint.every.steps=100000", cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in folders_of_cluster(family))
+    command.send(number)
+    time.sleep(0.3)
+    command.send(number)
+    assert command.wait() == 128 + number, command.output
+    last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
+    assert f"`lockstep resume runs/tiny-001` goes on from step {last}" in command.output
+    assert [path.name for path in (folder / "runs/tiny-001/checkpoints").iterdir()] == [f"step-{last:08d}"]
+    (end,) = journal(folder / "runs/tiny-001", "end")
+    assert end["status"] == "KILLED"
+    assert remaining(family) == []
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+
+
+@pytest.mark.parametrize("name", ["raylet/raylet", "gcs_server"])
+def test_where_ray_itself_dies_the_command_says_so_and_leaves_nothing(folder, name):
+    command = Command("train", "tiny.yaml", *ENDLESS, cwd=folder)
+    command.wait_for("validation at step")
+    family = command.family()
+    (victim,) = [each for each in family if each.command.split()[0].endswith(name)]
+    os.kill(victim.pid, signal.SIGKILL)
+    assert command.wait() == 1, command.output
+    assert (
+        f"Ray's {name.rpartition('/')[2].replace('_', ' ')} (process {victim.pid}) was killed by SIGKILL"
+        in command.output
+    )
+    assert "`lockstep resume runs/tiny-001` goes on from step" in command.output
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "FAILED"
+    assert remaining(family) == []
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+
+
 def test_ctrl_c_while_ray_starts_leaves_nothing_either(folder):
     command = Command("train", "tiny.yaml", cwd=folder)
     until(lambda: any("gcs_server" in each.command for each in command.family()), WAIT_S)
@@ -107,8 +146,6 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would_have(folder):
     )
     command = Command("train", "tiny.yaml", *exact, cwd=folder)
     wait_for_checkpoint(folder / "runs/tiny-001")
-    import os
-
     os.kill(worker_of(command.family()).pid, signal.SIGKILL)
     assert command.wait() == 0, command.output
     assert "resuming from step" in command.output

@@ -1,4 +1,4 @@
-"""Whatever a model brings: shapes, dtypes, missing gradients, hooks, scalers, saved states."""
+"""What models bring: shapes, dtypes, missing gradients, hooks, scalers, saved states."""
 
 import io
 
@@ -264,7 +264,7 @@ def test_parameters_that_share_memory_are_refused_where_they_cannot_be_moved():
 
 
 @each_way
-def test_pieces_of_layers_need_only_their_sums_to_be_completed(engine, flatten):
+def test_parts_of_layers_need_only_their_sums_to_be_completed(engine, flatten):
     """Two optimizers with half of each layer and a common `reduce` do what one does with the whole layers."""
     start, gradients, rates = cases.history([(8, 6), (4, 10)], steps=8)
     for name in ("lamb", "lars", "novograd", "amos", "funnelled_sgdm"):

@@ -55,7 +55,7 @@ def assigned(model, optimizer):
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
     known = {"engine": optimizer._choice} if isinstance(optimizer, optim.Rule) else {}
     other = type(optimizer)(model.parameters(), **known)
-    if optimizer.flat is not None:
+    if optimizer.flat_or_none is not None:
         other.flatten()
     other.load_state_dict(optimizer.state_dict())
     return model, other

@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,10 +210,18 @@ def test_every_optimizer_steps_on_estimated_gradients(name):
 # The registry and its words
 
 
-def test_there_are_22_names():
+def test_every_file_of_rules_has_a_name_and_torchs_are_there_too():
+    files = [path.stem for folder in optim.rules.__path__ for path in Path(folder).glob("[!_]*.py")]
     from_torch = "sgd momentum nag rprop adagrad rmsprop adadelta adam adamw adamax nadam amsgrad radam"
-    own = "adafactor sm3 adax funnelled_sgdm lars lamb novograd amos lion"
-    assert sorted(optim.names()) == sorted(f"{from_torch} {own}".split())
+    assert sorted(optim.names()) == sorted([*from_torch.split(), *files])
+
+
+@pytest.mark.parametrize("name", cases.OWN)
+def test_every_rule_is_found_by_its_class_name(name):
+    kind = optim.registry.rules()[name]
+    assert getattr(optim, kind.__name__) is kind
+    assert kind.__name__ in dir(optim)
+    assert kind.__name__.lower() == name.replace("_", "")
 
 
 @pytest.mark.parametrize("name", optim.names())

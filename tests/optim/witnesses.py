@@ -4,16 +4,17 @@ import importlib
 import importlib.util
 import sys
 import types
+from typing import Any
 
 
-def timm_optimizer(module_name, class_name):
+def timm_optimizer(module_name: str, class_name: str) -> Any:
     """An optimizer of timm's, loaded without the rest of timm, which needs torchvision; None if absent."""
     found = importlib.util.find_spec("timm")
     if found is None:
         return None
     names = ("timm", "timm.optim")
     kept = {name: sys.modules.get(name) for name in names}
-    [folder] = found.submodule_search_locations
+    [folder] = found.submodule_search_locations or [""]
     for name, path in zip(names, (folder, f"{folder}/optim"), strict=True):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [path]
@@ -26,7 +27,7 @@ def timm_optimizer(module_name, class_name):
                 sys.modules[name] = module
 
 
-def pytorch_optimizer(class_name):
+def pytorch_optimizer(class_name: str) -> Any:
     """An optimizer of pytorch_optimizer's; None where it is absent."""
     if importlib.util.find_spec("pytorch_optimizer") is None:
         return None

@@ -45,7 +45,7 @@ def test_what_does_not_fit_spoils_the_whole_sum(bad):
 
 def test_spoilt_gradients_are_not_trained_on():
     flat = SimpleNamespace(gradients=[torch.tensor([1.0, float("inf")])])
-    reduction = ExactReduction(ALONE, SimpleNamespace(buffers=flat), 1, 1)
+    reduction = ExactReduction(ALONE, SimpleNamespace(flat=flat), 1, 1)
     reduction.begin()
     reduction.add(torch.ones(1))
     reduction.finish()

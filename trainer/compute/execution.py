@@ -29,6 +29,7 @@ class Execution:
     compiled: bool = False
     reason: str = "exact reduction: one micro-batch at a time, on one thread"
     asked: dict[str, Any] = field(default_factory=dict)
+    trial_s: float | None = None  # seconds per micro-batch that the trial took
 
     def with_less_memory(self) -> Execution:
         """Half the stack, after memory ran out."""
@@ -42,8 +43,10 @@ def stack_limit(device: torch.device, micro: int) -> int:
 
 
 def cores_per_worker(workers: int) -> int:
-    """CPU threads for each of some workers on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    """CPU threads for each of some workers on this machine, OMP_NUM_THREADS at most where that is set."""
+    cores = len(os.sched_getaffinity(0)) // workers
+    most = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, min(cores, int(most)) if most.isdecimal() else cores)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

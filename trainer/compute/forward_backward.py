@@ -47,7 +47,7 @@ class ForwardBackward:
     ):
         self.task, self.model, self.norms = task, model, norms
         self.seed, self.device, self.precision, self.scale = seed, device, precision, scale
-        self.statistics = torch.zeros(2 + len(norms.statistics), dtype=torch.float64, device=device)
+        self.statistics = torch.zeros(3 + len(norms.statistics), dtype=torch.float64, device=device)
         self.loader = make_loader(position)
         self._make_loader = make_loader
         self._loaded: dict[int, Batch] = {}  # what was read ahead
@@ -70,10 +70,11 @@ class ForwardBackward:
         model = self._compiled_model if execution.compiled else self.model
         with autocast(self.precision, self.device):
             loss, count = self.task.loss(model, batch)
-        loss.backward(torch.full_like(loss, self.scale.value))
+        # Not backward(scale): a gradient argument would import sympy.
+        (loss if self.scale.value == 1 else loss * self.scale.value).backward()
         self.statistics[0] = loss.detach()
         self.statistics[1] = count
-        self.statistics[2:] = self.norms.statistics
+        self.statistics[2:-1] = self.norms.statistics
         return self.statistics
 
     def forward(self, model: nn.Module, micro_batch: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import UserError
+from trainer.errors import Problem, RecipeError, UserError
 from trainer.run_folder.layout import CHECKPOINTS, MANIFEST, MODEL
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def find(start: str, runs: str) -> Path:
     """The safetensors file, or the checkpoint's folder, that `init.from` names.
 
     A run stands for its trained model, or its newest checkpoint while it has none; its name is looked up in
-    the folder `runs`. Raises UserError when there is nothing of the kind.
+    the folder `runs`. Raises RecipeError when there is nothing of the kind.
     """
     from trainer.run_folder.checkpoints import Checkpoints
 
@@ -33,10 +33,9 @@ def find(start: str, runs: str) -> Path:
             return path / MODEL
         if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
             return newest
-    raise UserError(
-        f"init.from: is {start}, and there are no weights there or in {runs}; "
-        "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
-    )
+    wrong = f"is {start}, and there are no weights there or in {runs}"
+    right = "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
+    raise RecipeError([Problem(None, None, "init.from", wrong, right)])
 
 
 def put(path: Path, model: nn.Module) -> None:

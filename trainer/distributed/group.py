@@ -45,9 +45,19 @@ class WorkerGroup:
         return cls(dist.get_rank(), dist.get_world_size(), chosen, is_ours)
 
     def leave(self) -> None:
-        """Undo what `join` did."""
-        if self.is_ours:
+        """Undo what `join` did: the process group's threads must have ended before the process does."""
+        if self.is_ours and dist.is_initialized():
             dist.destroy_process_group()
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: str = "auto") -> Iterator[WorkerGroup]:
+        """As `join`, for as long as the body runs."""
+        group = cls.join(device)
+        try:
+            yield group
+        finally:
+            group.leave()
 
     def owns(self, lane: int) -> bool:
         """Whether this worker serves a lane of the data stream."""

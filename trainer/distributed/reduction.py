@@ -8,18 +8,15 @@ still running.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from optim import FlatOptimizer
+from optim.flat import FlatBuffers, FlatOptimizer
 from trainer.distributed.fixed_point import FixedPointSum
 from trainer.distributed.group import WorkerGroup
-
-if TYPE_CHECKING:
-    from optim.flat import Flat as FlatBuffers
 
 FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
 BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
@@ -66,8 +63,8 @@ class FastReduction:
 
     def begin(self) -> None:
         self.statistics.zero_()
-        if self.optimizer.buffers is not self.flat:
-            self.flat = self.optimizer.buffers
+        if self.optimizer.flat is not self.flat:
+            self.flat = self.optimizer.flat
             self.buckets, self.bucket_of = _buckets(self.flat, self.parameters)
         self.missing = [0] * len(self.buckets)
         for bucket in self.bucket_of.values():
@@ -115,7 +112,7 @@ class ExactReduction:
 
     def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int, micro_batches: int):
         self.group, self.optimizer = group, optimizer
-        buffers = optimizer.buffers.gradients
+        buffers = optimizer.flat.gradients
         self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
         self.statistics = FixedPointSum(statistics, micro_batches, group.device)
 
@@ -128,12 +125,12 @@ class ExactReduction:
 
     def add(self, statistics: Tensor) -> None:
         self.statistics.add(statistics)
-        for buffer, total in zip(self.optimizer.buffers.gradients, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             total.add(buffer)
             buffer.zero_()
 
     def finish(self) -> Tensor:
-        for buffer, total in zip(self.optimizer.buffers.gradients, self.sums, strict=True):
+        for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             buffer.copy_(total.over(self.group))
         return self.statistics.over(self.group)
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.errors import with_advice
 from trainer.plan.schedules import BatchStages, LearningRate
-from trainer.recipe.schema import Contradiction, Recipe
+from trainer.recipe.durations import LARGEST, Duration
+from trainer.recipe.schedule import ExponentialDecay, StepDecay
+from trainer.recipe.schema import Contradiction, Recipe, least_capacity
+from trainer.recipe.train import StochasticAverage
 
 if TYPE_CHECKING:
     from torch import nn
+
+MOST_SERVED = 10**15  # examples of a run: far from the largest number that counts them
+NEVER = 1000  # an interval of so many trainings is a mistake
 
 
 def data(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
@@ -25,18 +31,76 @@ def data(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
     if batch.shuffle.block > train_examples:
         wrong = f"is {batch.shuffle.block}, and there are {train_examples} training examples"
         yield "batch.shuffle.block", wrong, "give the rows that are read together, or 1"
+    capacity, most = recipe.echo.capacity or 0, max(train_examples, least_capacity(batch, recipe.echo))
+    if capacity > most:
+        wrong = f"is {capacity}, and there are {train_examples} training examples"
+        yield "echo.capacity", wrong, f"the largest of use is {most}"
+
+
+def length(recipe: Recipe, total: int) -> Iterator[Contradiction]:
+    """A training of no example, or of more than can be counted."""
+    key = f"train.{recipe.train.unit}"
+    if total < 1:
+        yield key, f"is {recipe.train}, less than one example", "give more"
+    if total > MOST_SERVED:
+        yield key, f"is {recipe.train}, more than {MOST_SERVED:.0e} examples", "give less"
 
 
 def schedule(recipe: Recipe, stages: BatchStages, rate: LearningRate) -> Iterator[Contradiction]:
-    """Batches that never begin, and a warm-up that outlasts training."""
+    """Batches that never begin, stretches that outlast training, milestones that are never met."""
     starts, total = [stage.start for stage in stages.stages], rate.total_examples
-    if sorted(set(starts)) != starts or starts[-1] >= total:
-        wrong = f"its stages begin at examples {', '.join(map(str, starts))} of {total}"
-        yield "batch.growth", wrong, "let each begin after the one before it, and before the end"
-    warmup = recipe.schedule.warmup
-    if warmup and rate.warmup_examples > total:
-        wrong = f"takes {rate.warmup_examples} of {total} examples"
-        yield f"schedule.warmup.{warmup.unit}", wrong, "let it end before training does"
+    in_turn = "let each begin after the one before it, and before the end"
+    if not _are_in_turn(starts, total):
+        yield "batch.growth", f"its stages begin at examples {_few(starts)} of {total}", in_turn
+    yield from _stretches(recipe, rate)
+    decay, average = recipe.schedule.decay, recipe.train.average
+    if isinstance(decay, StepDecay):
+        places = [rate.in_examples(milestone) for milestone in decay.at]
+        if not _are_in_turn(places, total):
+            yield "schedule.decay.at", f"its milestones are at examples {_few(places)} of {total}", in_turn
+    if isinstance(average, StochasticAverage) and rate.in_examples(average.start) >= total:
+        wrong = f"begins at example {rate.in_examples(average.start)} of {total}"
+        yield "train.average.start", wrong, "let it begin before training ends"
+    most = NEVER * max(total, rate.examples_per_epoch)
+    for key, every in {"eval": recipe.eval.every, "checkpoint": recipe.checkpoint.every}.items():
+        if every and every.unit != "minutes" and rate.in_examples(every) > most:
+            wrong = f"is {every}, over {NEVER} times as long as training"
+            yield f"{key}.every.{every.unit}", wrong, "give a length within training"
+    if not 0 < rate.peak <= LARGEST:
+        scale = recipe.schedule.scale
+        wrong = f"scales optimizer.lr from batch {scale.base_batch} to a rate of {rate.peak:.4g}"
+        yield "schedule.scale", wrong, f"the rate should be above 0 and at most {LARGEST:g}"
+
+
+def _stretches(recipe: Recipe, rate: LearningRate) -> Iterator[Contradiction]:
+    """Parts of the schedule that are longer than training, each alone and together."""
+    schedule, total = recipe.schedule, rate.total_examples
+    parts: dict[str, Duration | None] = {"warmup": schedule.warmup, "cooldown": schedule.cooldown}
+    if isinstance(schedule.decay, ExponentialDecay):
+        parts["decay.hold"] = schedule.decay.hold
+        if rate.in_examples(schedule.decay.every) < 1:
+            wrong = f"is {schedule.decay.every}, less than one example"
+            yield f"schedule.decay.every.{schedule.decay.every.unit}", wrong, "give more"
+    lengths = {key: (part, rate.in_examples(part)) for key, part in parts.items() if part is not None}
+    for key, (part, examples) in lengths.items():
+        if examples > total:
+            wrong = f"takes {examples} of {total} examples"
+            yield f"schedule.{key}.{part.unit}", wrong, "let it end before training does"
+    together = sum(examples for _, examples in lengths.values())
+    if together > total and all(examples <= total for _, examples in lengths.values()):
+        names = " and ".join(lengths)
+        yield "schedule", f"{names} take {together} of {total} examples", "let them fit into training"
+
+
+def _are_in_turn(places: Sequence[int], total: int) -> bool:
+    """Whether places rise and lie within training."""
+    return sorted(set(places)) == list(places) and places[-1] < total
+
+
+def _few(places: Sequence[int]) -> str:
+    """All of a few places; of many the first and the last."""
+    shown = places if len(places) <= 6 else [*places[:4], "…", places[-1]]
+    return ", ".join(map(str, shown))
 
 
 def model(recipe: Recipe, model: nn.Module) -> Iterator[Contradiction]:

@@ -26,7 +26,7 @@ class Inputs:
         try:
             task = task or load(recipe.task)
         except RecipeError as error:
-            raise RecipeError([recipe.problem(p.key, p.wrong, p.right) for p in error.problems]) from error
+            raise recipe.placed(error) from error
         return cls(task, _sources(recipe, task))
 
     @property

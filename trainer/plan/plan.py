@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from trainer.errors import RecipeError, refuse
 from trainer.plan import checks
@@ -67,15 +68,15 @@ class Plan:
 def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
     """Resolve a recipe; RecipeError names what its task, its data or its model contradict."""
     import optim
-    from trainer.compute import activation_checkpointing, initial_weights
+    from trainer.compute import activation_checkpointing
 
     inputs = inputs or Inputs.of(recipe)
     examples = inputs.examples
     n, size = examples["train"], recipe.batch.size
     total = in_examples(recipe.train, examples_per_epoch=n, total_examples=0, batch_size=size)
+    refuse([recipe.problem(*contradiction) for contradiction in checks.length(recipe, total)])
     rate, stages = LearningRate(recipe, n, total), BatchStages(recipe, n, total)
-    if recipe.init.from_ is not None:
-        initial_weights.find(recipe.init.from_, recipe.checkpoint.dir)
+    _find_weights(recipe)
     model = inputs.model(recipe)
     contradictions = [*checks.data(recipe, n), *checks.schedule(recipe, stages, rate)]
     contradictions += [*checks.model(recipe, model), *checks.groups(recipe, model)]
@@ -98,6 +99,17 @@ def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
         state_bytes=optim.state_bytes(recipe.optimizer.name, parameters, **recipe.optimizer.hyper),
         checkpointed_blocks=tuple(activation_checkpointing.blocks(model, recipe.run.recompute)),
     )
+
+
+def _find_weights(recipe: Recipe) -> None:
+    """Refuse to start from weights that are not there."""
+    from trainer.compute import initial_weights
+
+    if recipe.init.from_ is not None:
+        try:
+            initial_weights.find(recipe.init.from_, recipe.checkpoint.dir)
+        except RecipeError as error:
+            raise recipe.placed(error) from error
 
 
 def echo_schedule(recipe: Recipe, train_examples: int) -> Schedule:
@@ -128,9 +140,15 @@ def busiest_worker(micro_batches: int, lanes: int, workers: int) -> float:
     Micro-batch j is of lane j mod lanes, and lane l belongs to worker l mod workers.
     """
     steps = lanes // math.gcd(micro_batches, lanes)  # after these the pattern repeats
-    largest = 0
-    for step in range(steps):
-        first = step * micro_batches
-        owners = Counter(j % lanes % workers for j in range(first, first + micro_batches))
-        largest += max(owners.values())
-    return largest / (steps * micro_batches)
+
+    def done(ends: np.ndarray, worker: int) -> np.ndarray:
+        """A worker's micro-batches among the run's first ones."""
+        turns, lane = np.divmod(ends, lanes)
+        of_a_turn = len(range(worker, lanes, workers))
+        return turns * of_a_turn + (lane - worker + workers - 1) // workers
+
+    first = np.arange(steps) * micro_batches
+    largest = np.zeros(steps, np.int64)
+    for worker in range(workers):
+        largest = np.maximum(largest, done(first + micro_batches, worker) - done(first, worker))
+    return float(largest.sum()) / (steps * micro_batches)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.plan.inputs import Inputs
+from trainer.recipe.redaction import hidden_in
 from trainer.recipe.schema import Recipe
 
 OURS = ("optim", "data_echo", "trainer", "cluster")
@@ -27,7 +28,7 @@ def of(recipe: Recipe, inputs: Inputs) -> Provenance:
     one digest each (of this project's packages: one in all). Data is what each source tells of itself, or
     only its length.
     """
-    return {"code": _code(recipe.task.use), "data": _data(inputs)}
+    return {"code": _code(recipe.task.use), "data": hidden_in(_data(inputs))}
 
 
 def differences(before: Provenance, now: Provenance, what: str) -> list[str]:

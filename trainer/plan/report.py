@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from trainer.plan.plan import Plan
 from trainer.recipe.messages import in_bytes
@@ -38,10 +39,12 @@ def _batch(plan: Plan) -> list[Row]:
     ]
     if batch.growth:
         stages = [
-            f"{stage.batch_size:,} from {stage.start:,} on ({plan.busiest_worker(stage.batch_size):.0%})"
-            for stage in plan.stages.stages
+            stage
+            if isinstance(stage, str)
+            else f"{stage.batch_size:,} from {stage.start:,} on ({plan.busiest_worker(stage.batch_size):.0%})"
+            for stage in _few(plan.stages.stages)
         ]
-        rows.append(("batch growth", f"{', '.join(_few(stages))}: of each step, by the busiest worker"))
+        rows.append(("batch growth", f"{', '.join(stages)}: of each step, by the busiest worker"))
     return rows
 
 
@@ -104,6 +107,6 @@ def _computation(plan: Plan) -> list[Row]:
     return [("computation", ", ".join(said))] if said else []
 
 
-def _few(items: Sequence[str]) -> Sequence[str]:
+def _few(items: Sequence[Any]) -> Sequence[Any]:
     """All of a few items; of many the first two and the last."""
     return items if len(items) <= 4 else [*items[:2], "…", items[-1]]

@@ -95,7 +95,7 @@ class LearningRate:
         schedule = recipe.schedule
         self._schedule = schedule
         self._batch_size = recipe.batch.size
-        self._examples_per_epoch = examples_per_epoch
+        self.examples_per_epoch = examples_per_epoch
         self._stages = BatchStages(recipe, examples_per_epoch, total_examples)
         self.total_examples = total_examples
         self.peak = scaled(schedule.scale, recipe.optimizer.hyper["lr"], recipe.batch.size)
@@ -121,7 +121,7 @@ class LearningRate:
         """A length of the recipe's in served examples."""
         return in_examples(
             length,
-            examples_per_epoch=self._examples_per_epoch,
+            examples_per_epoch=self.examples_per_epoch,
             total_examples=self.total_examples,
             batch_size=self._batch_size,
         )
@@ -150,7 +150,7 @@ class LearningRate:
             progress = _progress(start, length + (self._batch_size if decay.plus_one else 0))
             return lambda served: _between((1 - progress(served)) ** decay.power, decay.end)
         if isinstance(decay, ExponentialDecay):
-            held, every = start + self.in_examples(decay.hold), self.in_examples(decay.every)
+            held, every = start + self.in_examples(decay.hold), max(1, self.in_examples(decay.every))
             return lambda served: max(decay.end, decay.factor ** (max(0, served - held) / every))
         return lambda served: 1.0
 

@@ -2,17 +2,24 @@
 
 import re
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator
 
-from trainer.recipe.durations import Count, SavingInterval, Section, refuse
+from trainer.recipe.durations import Count, OnePath, SavingInterval, Section, Text, refuse
+
+
+def _address(value: str) -> SplitResult:
+    try:
+        return urlsplit(value)
+    except ValueError as error:
+        raise refuse(f"is {value}, no address ({error})", "write it as s3://bucket/folder") from error
 
 
 class Best(Section):
     """Checkpoints that are kept for a metric of the validation split, made as soon as it is measured."""
 
-    metric: str = Field(description="its name, as the task gives it, or loss")
+    metric: Text = Field(description="its name, as the task gives it, or loss")
     mode: Literal["max", "min"] = Field(description="whether the largest or the smallest is best")
     keep: Count = Field(default=1, description="how many of the best are kept")
 
@@ -23,12 +30,9 @@ class CheckpointSection(Section):
     every: SavingInterval = Field(default=SavingInterval(minutes=1), description="how often")
     keep: Count = Field(default=3, description="how many of the newest are kept")
     best: Best | None = Field(default=None, description="which are kept besides the newest; null: none")
-    dir: str = Field(
-        default="runs", description="local folder that the runs' folders are made in", min_length=1
-    )
-    mirror: str | None = Field(
+    dir: OnePath = Field(default="runs", description="local folder that the runs' folders are made in")
+    mirror: OnePath | None = Field(
         default=None,
-        min_length=1,
         description="folder, here or at an fsspec address (s3://bucket/runs), that a copy of each checkpoint "
         "goes to, with recipe and journal; a machine without the run's folder resumes from it",
     )
@@ -43,7 +47,7 @@ class CheckpointSection(Section):
     @field_validator("mirror")
     @classmethod
     def _without_secrets(cls, value: str | None) -> str | None:
-        if value and urlsplit(value).password:
+        if value and _address(value).password:
             raise refuse(
                 "holds a password, and recipes are kept with their runs",
                 "leave it to the environment, where the address's fsspec driver looks for it",

@@ -1,8 +1,14 @@
-"""What every section of a recipe is made of: its strictness, its simple types, and lengths of training."""
+"""What every section of a recipe is made of: its strictness, its simple types, and lengths of training.
 
+Each type has a largest value, far beyond any use, so that what a plan multiplies stays finite and in 64 bits.
+"""
+
+import os.path
+import re
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,11 +18,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+MOST = 10**12  # of whatever is counted
+LARGEST = 1e9  # of whatever is measured
+MOST_STAGES = 1000  # of a schedule
+MOST_PROCESSES = 2**14
+
+Count = Annotated[int, Field(gt=0, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Few = Annotated[int, Field(gt=0, le=MOST_PROCESSES)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Names = Annotated[tuple[Text, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -38,6 +53,20 @@ def refuse(wrong: str, right: str, key: str = "") -> PydanticCustomError:
     return PydanticCustomError("refused", "{wrong}; {right}", {"wrong": wrong, "right": right, "key": key})
 
 
+def _one_path(value: str) -> str:
+    """A path as it is used: `~` is the home folder; what would stand for several paths is refused."""
+    if re.search(r"[*?]|\{[^}]*(\.\.|,)[^}]*\}", value):
+        raise refuse(f"is {value}, a pattern that may stand for many", "give one path, written out")
+    scheme, slashes, path = value.partition(":///") if ":///" in value else ("", "", value)
+    home = os.path.expanduser(path)
+    if home.startswith("~"):
+        raise refuse(f"is {value}, and no user {home.partition('/')[0]} is known here", "write the path out")
+    return scheme + slashes + home
+
+
+OnePath = Annotated[Text, AfterValidator(_one_path)]
+
+
 class Duration(Section):
     """A length of training, in exactly one unit. An epoch serves as many examples as the data has."""
 
@@ -46,7 +75,7 @@ class Duration(Section):
     examples: Natural | None = Field(
         default=None, description="examples served to the model, echoes included"
     )
-    epochs: Annotated[float, Field(ge=0)] | None = Field(
+    epochs: Annotated[float, Field(ge=0, le=LARGEST)] | None = Field(
         default=None, description="times the training data's length"
     )
     steps: Natural | None = Field(default=None, description="updates of `batch.size` examples each")
@@ -78,7 +107,7 @@ class Duration(Section):
         }
 
 
-Milestones = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
+Milestones = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1, max_length=MOST_STAGES)]
 
 
 class Interval(Duration):

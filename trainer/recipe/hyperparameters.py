@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.recipe.durations import LARGEST
 from trainer.recipe.messages import nearest, plain
 from trainer.recipe.schema import Contradiction, OptimizerSection
 
@@ -43,6 +44,9 @@ def contradictions(section: Hyper) -> Iterator[Contradiction]:
 def _value_contradictions(name: str, key: str, value: Any, defaults: Hyper) -> Iterator[Contradiction]:
     if key == "lr":  # checked with the section
         return
+    if not _is_bounded(value):
+        yield f"optimizer.{key}", f"is {plain(value)}", f"give numbers from {-LARGEST:g} to {LARGEST:g}"
+        return
     if not _same_kind(value, defaults[key]):
         right = f"give a value such as {plain(defaults[key])}, the published one"
         yield f"optimizer.{key}", f"is {plain(value)}", right
@@ -62,6 +66,13 @@ def _value_contradictions(name: str, key: str, value: Any, defaults: Hyper) -> I
             f"is {plain(value)} ({error})",
             f"the published value is {plain(defaults[key])}",
         )
+
+
+def _is_bounded(value: object) -> bool:
+    """Whether no number of a value could leave the range of what is computed with it."""
+    if isinstance(value, list):
+        return all(map(_is_bounded, value))
+    return not isinstance(value, int | float) or abs(value) <= LARGEST
 
 
 def _same_kind(value: object, default: object) -> bool:

@@ -3,12 +3,19 @@
 The loader reads YAML 1.2's plain values: `3e-4` is a number, `on` and `1:30` are strings. Keys are strings,
 and a key given twice is refused. pydantic checks types and ranges (`trainer.recipe.schema`), `optim` the
 hyperparameters of its rules, and `recipe.CONTRADICTIONS` what several keys say together.
+
+What is read is bounded in size, depth and number of values, aliases counted as often as they stand for
+something: any text is answered at once and within little memory.
 """
 
 import inspect
+import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +29,13 @@ from trainer.recipe.schema import CONTRADICTIONS, SECTIONS, Contradiction, Recip
 
 Place = tuple[str, int | None]  # file, line
 OVERRIDE = "--set"  # the file of what the command line sets
+MOST_CHARACTERS = 2**17
+MOST_VALUES = 5000
+MOST_DEPTH = 24
+MOST_DIGITS = 300  # of a number, since larger ones are infinite, and characters of a key
+MOST_PROBLEMS = 100  # that are told
+_WITH_OWN_NAMES = (["task"], ["optimizer"])  # sections whose keys may be called like a unit of length
+_PART = r"""\w+|"[^"]*"|'[^']*'"""  # of an override's key
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -32,13 +46,26 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "not UTF-8 text"
+        text = _text(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError) as error:
+        cause = getattr(error, "strerror", None) or (
+            "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        )
         raise UserError(
             f"{path}: cannot be read ({cause}); give the path of a recipe, a YAML file"
         ) from error
     return parse(text, str(path), overrides)
+
+
+def _text(path: Path) -> str:
+    """A file's text, or what shows that it is too long. A pipe or a device might never end: ValueError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("no plain file")
+        content = file.read(4 * MOST_CHARACTERS + 1)
+    if len(content) > 4 * MOST_CHARACTERS:
+        raise ValueError(f"more than {MOST_CHARACTERS} characters")
+    return content.decode()
 
 
 def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
@@ -64,6 +91,7 @@ class _Draft:
     values: dict[str, Any]
     places: dict[str, Place]
     problems: list[Problem] = field(default_factory=list)
+    values_read: int = 0
 
     @classmethod
     def of(cls, text: str, file: str) -> "_Draft":
@@ -76,50 +104,63 @@ class _Draft:
         draft.values = draft.construct(node, "", file)
         return draft
 
-    def construct(self, node: yaml.Node, key: str, file: str) -> Any:
+    def construct(self, node: yaml.Node, key: str, file: str, depth: int = 0) -> Any:
         """The node's plain value; remembers the place of every key below `key`."""
         place = (file, None if file == OVERRIDE else node.start_mark.line + 1)
+        self.values_read += 1
+        if self.values_read > MOST_VALUES or depth > MOST_DEPTH:
+            much = f"{MOST_VALUES} values" if depth <= MOST_DEPTH else f"{MOST_DEPTH} levels"
+            raise RecipeError([Problem(*place, key, f"leads to more than {much}", "write less, or no alias")])
         if node.tag not in _PLAIN_TAGS:
             self.problems.append(Problem(*place, key, f"has the tag {node.tag}", "write a plain value"))
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node)
+            value, halves = _scalar(node)
+            if halves:
+                self.problems.append(Problem(*place, key, *halves))
+            return value
         if isinstance(node, yaml.SequenceNode):
-            return [self.construct(item, _join(key, number), file) for number, item in enumerate(node.value)]
+            numbered = enumerate(node.value)
+            return [self.construct(item, _join(key, number), file, depth + 1) for number, item in numbered]
         values: dict[str, Any] = {}
         for name_node, value_node in node.value:
-            name = str(name_node.value)
-            here = _join(key, name)
             line = None if file == OVERRIDE else name_node.start_mark.line + 1
+            name = name_node.value
+            if not isinstance(name, str) or _unfit(name) or len(name) > MOST_DIGITS:
+                wrong = f"has a key that is no text of at most {MOST_DIGITS} characters"
+                self.problems.append(Problem(file, line, key, wrong, "write a name"))
+                continue
+            here = _join(key, name)
             if name in values:
                 first = self.places[here][1]
                 self.problems.append(
                     Problem(file, line, here, f"is given twice, first in line {first}", "keep one")
                 )
             self.places[here] = (file, line)
-            values[name] = self.construct(value_node, here, file)
+            values[name] = self.construct(value_node, here, file, depth + 1)
         return values
 
     def override(self, text: str) -> None:
         """Set one key from `key.sub=value`, the value as YAML. A length's new unit replaces its old one."""
-        key, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            self.problems.append(
-                Problem(OVERRIDE, None, "", f"{text!r} is no override", "write key.sub=value")
-            )
+        match = re.fullmatch(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", text, re.DOTALL)
+        parts = [part.strip("\"'") for part in re.findall(_PART, match[1])] if match else []
+        if match is None or len(parts) > MOST_DEPTH or any(len(p) > MOST_DIGITS or _unfit(p) for p in parts):
+            wrong, right = f"{messages.shortened(repr(text))} is no override", "write key.sub=value"
+            self.problems.append(Problem(OVERRIDE, None, "", wrong, f"{right}, a key with dots in quotes"))
             return
-        *sections, name = key.split(".")
+        key, value = ".".join(parts), match[2]
+        *sections, name = parts
         values = self.values
         for depth, section in enumerate(sections, start=1):
             if not isinstance(values.get(section), dict):
                 values[section] = {}
                 self.places[".".join(sections[:depth])] = (OVERRIDE, None)
             values = values[section]
-        if name in SavingInterval.UNITS and sections[:1] != ["task"]:  # whose arguments are its own
+        if name in SavingInterval.UNITS and sections[:1] not in _WITH_OWN_NAMES:
             for unit in SavingInterval.UNITS:
                 values.pop(unit, None)
         self.places = {k: place for k, place in self.places.items() if not k.startswith(f"{key}.")}
         self.places[key] = (OVERRIDE, None)
-        node = _compose(value, OVERRIDE)
+        node = _composed_override(value)
         values[name] = None if node is None else self.construct(node, key, OVERRIDE)
 
     def recipe(self) -> Recipe:
@@ -132,16 +173,20 @@ class _Draft:
         try:
             recipe = Recipe.model_validate(self.values)
         except ValidationError as error:
-            self.note(messages.contradictions(error.errors()))
+            self.note(messages.contradictions(error.errors()[:MOST_PROBLEMS]))
         self.note(self.contradictions())
         if self.problems:
-            raise RecipeError(sorted(self.problems, key=lambda problem: problem.line or 0))
+            told = sorted(self.problems, key=lambda problem: problem.line or 0)[:MOST_PROBLEMS]
+            raise RecipeError(told)
         recipe.remember(self.places)
         return recipe
 
     def note(self, contradictions: Iterator[Contradiction] | list[Contradiction]) -> None:
         """Keep contradictions as problems, each at the place of its key or of the section that misses it."""
-        for key, wrong, right in contradictions:
+        unread = {problem.key for problem in self.problems}
+        for key, wrong, right in islice(contradictions, MOST_PROBLEMS):
+            if key in unread:
+                continue
             known = key
             while known not in self.places:
                 known = known.rpartition(".")[0]
@@ -185,23 +230,81 @@ _PLAIN = (
 )
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
+def _scalar(node: yaml.ScalarNode) -> tuple[Any, tuple[str, str] | None]:
+    """A scalar's value, and what is wrong with it and what would be right, if anything is."""
+    if _unfit(node.value):
+        return "", ("holds half a character (a surrogate), which no file can keep", "write the whole one")
     if node.style is None:  # not quoted
         for plain in _PLAIN:
             if re.fullmatch(plain.pattern, node.value):
-                return plain.convert(node.value)
-    return node.value
+                if plain.tag == "int" and len(node.value) > MOST_DIGITS:
+                    return 0, (f"has {len(node.value)} digits", f"give at most {MOST_DIGITS}")
+                value = plain.convert(node.value)
+                if (
+                    plain.tag == "float"
+                    and value in (math.inf, -math.inf)
+                    and "inf" not in node.value.lower()
+                ):
+                    wrong = f"is {messages.shortened(node.value)}, more than a number can hold"
+                    return 0.0, (wrong, "give a smaller one, or .inf")
+                return value, None
+    return node.value, None
+
+
+def _unfit(text: str) -> bool:
+    """Whether a text cannot be written down: it holds half of a surrogate pair."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+class _Loader(yaml.BaseLoader):
+    """Resolves nothing, so that `_scalar` sees what was written, and goes down so far only."""
+
+    depth = nodes = 0
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        self._refuse_depth(self.flow_level, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self._refuse_depth(self.depth, mark)
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:  # keys are nodes, too
+            raise yaml.MarkedYAMLError(problem=f"it has more than {MOST_VALUES} values", problem_mark=mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    @staticmethod
+    def _refuse_depth(depth: int, mark: Any) -> None:
+        if depth > MOST_DEPTH:
+            problem = f"it is nested more than {MOST_DEPTH} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def _compose(text: str, file: str) -> yaml.Node | None:
-    """The tree of nodes; BaseLoader resolves nothing, so that `_scalar` sees what was written."""
+    """The tree of nodes."""
+    if len(text) > MOST_CHARACTERS:
+        wrong, line = f"has {len(text)} characters", None if file == OVERRIDE else 1
+        raise RecipeError([Problem(file, line, "", wrong, f"write at most {MOST_CHARACTERS}")])
     try:
-        return yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
+        return yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for \UFFFFFFFF
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark and file != OVERRIDE else None
+        position = getattr(error, "position", 0)  # of a character that YAML does not allow
+        line = None if file == OVERRIDE else mark.line + 1 if mark else text.count("\n", 0, position) + 1
         wrong = getattr(error, "problem", None) or str(error).replace("\n", " ")
         raise RecipeError([Problem(file, line, "", f"is not YAML: {wrong}", "correct the line")]) from error
+
+
+def _composed_override(value: str) -> yaml.Node | None:
+    """The tree of an override's value. A command line has no comments: `#fff` and `no #1` are texts."""
+    node = _compose(value, OVERRIDE)
+    is_plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+    if is_plain and re.search(r"(^|\s)#", value) and value.lstrip()[0] not in "!&*":
+        return yaml.ScalarNode("tag:yaml.org,2002:str", value.strip(), style="'")
+    return node
 
 
 class _Dumper(yaml.SafeDumper):

@@ -3,10 +3,13 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
+from typing import get_origin
 
 from pydantic_core import ErrorDetails
 
 from trainer.recipe.schema import SECTIONS, Contradiction, Section
+
+_SHOWN = 200  # characters of a value
 
 
 def contradictions(errors: Sequence[ErrorDetails]) -> list[Contradiction]:
@@ -24,14 +27,19 @@ def contradictions(errors: Sequence[ErrorDetails]) -> list[Contradiction]:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """A question that names the nearest known name, or the list of them where none is near."""
-    known = list(known)
-    matches = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    known, name = list(known), str(name)[:_SHOWN]
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {matches[0]}?" if matches else f"there are {', '.join(known) or 'none'}"
 
 
 def plain(value: object) -> str:
-    """A value nearly as a recipe writes it."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """A value nearly as a recipe writes it; a long one shortened."""
+    return shortened(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def shortened(text: str) -> str:
+    """A text, or the beginning and the end of a long one."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]} … {text[-15:]}"
 
 
 def in_bytes(number: float) -> str:
@@ -92,7 +100,10 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
             names = (*names, part)
         elif (*names, part) in SECTIONS:  # the tag of a union, such as decay's shape
             names = (*names, part)
-        else:  # a branch of a plain union, such as `int` of `auto or int`
+        else:  # a name of the user's, or a branch of a plain union, such as `int` of `auto or int`
+            field = model.model_fields.get(key[-1])
+            if field is not None and get_origin(field.annotation) is dict:
+                key.append(part)
             break
     return ".".join(key), model
 

@@ -21,7 +21,12 @@ This page is made from the models in `trainer/recipe/` by `python -m trainer.rec
 * Everything not given has its default. An unknown key, a key given twice and a value out of range
   are refused, all at once, each as `file:line: key: what is wrong; what would be right`.
 * `--set key.sub=value` overrides one key, with the value as YAML; a length's new unit replaces its
-  old one.
+  old one. A key that holds dots stands in quotes: `--set 'optimizer.lr_multipliers."head.*"=2'`. A
+  command line has no comments: `--set task.with.colour=#fff` sets the text `#fff`.
+* A recipe has at most 131,072 characters and 5,000 values, nested at most 24 deep, aliases counted as
+  often as they stand for something. What outlasts training (a warm-up, a milestone) is refused, too.
+* `init.from`, `checkpoint.dir`, `checkpoint.mirror` and `track.uri` take one path each: `~` is the home
+  folder; patterns (`*`, `?`, `{000..003}`) are refused. Files of data (`task.with`) may be patterns.
 * A length is given in one unit: `{examples: n}`, `{epochs: n}`, `{steps: n}` or `{share: n}`. An
   epoch serves as many examples as the training data has, echoes included; a step counts as
   `batch.size` examples; a share is of the whole training.

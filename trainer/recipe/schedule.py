@@ -1,10 +1,22 @@
 """The recipe's sections for what changes during a run: the learning rate and the batch."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.durations import Count, Duration, Interval, Milestones, Positive, Section, Share, refuse
+from trainer.recipe.durations import (
+    MOST,
+    MOST_STAGES,
+    Count,
+    Duration,
+    Interval,
+    Milestones,
+    Positive,
+    Section,
+    Share,
+    refuse,
+)
 
 
 class Scale(Section):
@@ -15,7 +27,9 @@ class Scale(Section):
         description="none: lr as it stands; linear: power 1; sqrt: power 1/2; power: the power below",
     )
     base_batch: Count | None = Field(default=None, description="the batch that `optimizer.lr` was chosen for")
-    power: float | None = Field(default=None, description="exponent of rule `power`")
+    power: Annotated[float, Field(ge=-4, le=4)] | None = Field(
+        default=None, description="exponent of rule `power`"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "Scale":
@@ -126,10 +140,19 @@ class MultiplyGrowth(Section):
 
     shape: Literal["multiply"] = Field(description="multiply at milestones, from `batch.size` on")
     at: Milestones = Field(description="the milestones, counted from the start of training")
-    factor: Annotated[float, Field(gt=1)] = Field(description="what each milestone multiplies the batch by")
+    factor: Annotated[float, Field(gt=1, le=1000)] = Field(
+        description="what each milestone multiplies the batch by"
+    )
     max: Count | None = Field(
         default=None, description="the largest batch; from there on the rate falls instead"
     )
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> "MultiplyGrowth":
+        if len(self.at) * math.log(self.factor) > math.log(MOST):
+            wrong = f"is {self.factor:g} at {len(self.at)} milestones, more than {MOST:.0e} in all"
+            raise refuse(wrong, "give a smaller factor or fewer milestones", "factor")
+        return self
 
 
 class RampGrowth(Section):
@@ -140,13 +163,19 @@ class RampGrowth(Section):
     increment: Count = Field(description="what each stage adds")
     over: Duration = Field(description="the length after which the batch has its full size")
 
+    def stages(self, size: int) -> int:
+        """How many batches lead from the first one up to `size`, both included."""
+        return 1 - (self.start - size) // self.increment
+
 
 class StepsGrowth(Section):
     """A list of batches and where each begins."""
 
     shape: Literal["steps"] = Field(description="a list of stages after the first, which has `batch.size`")
     at: Milestones = Field(description="where the stages begin, counted from the start of training")
-    sizes: Annotated[tuple[Count, ...], Field(strict=False)] = Field(description="the batch of each stage")
+    sizes: Annotated[tuple[Count, ...], Field(strict=False, max_length=MOST_STAGES)] = Field(
+        description="the batch of each stage"
+    )
 
     @model_validator(mode="after")
     def _paired(self) -> "StepsGrowth":

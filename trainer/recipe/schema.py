@@ -7,17 +7,30 @@ parameters are the sections that they read, so that each can be asked as soon as
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from trainer.errors import Problem
+from trainer.errors import Problem, RecipeError
+from trainer.recipe.batch import BatchSection
 from trainer.recipe.checkpoint import CheckpointSection
-from trainer.recipe.durations import Count, Interval, Names, Natural, Positive, Section, refuse
-from trainer.recipe.schedule import MultiplyGrowth, RampGrowth, ScheduleSection, StepsGrowth
+from trainer.recipe.durations import (
+    Count,
+    Few,
+    Interval,
+    Names,
+    Natural,
+    OnePath,
+    Positive,
+    Section,
+    Seed,
+    Text,
+    refuse,
+)
+from trainer.recipe.schedule import ScheduleSection
 from trainer.recipe.train import TrainSection
 
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
@@ -42,10 +55,9 @@ class TaskSection(Section):
 class InitSection(Section):
     """Where the weights start."""
 
-    from_: str | None = Field(
+    from_: OnePath | None = Field(
         default=None,
         alias="from",
-        min_length=1,
         description="weights to start from: a safetensors file, a checkpoint's folder, or a run "
         "(its folder, or its name in checkpoint.dir); null: as the task's model makes them",
     )
@@ -61,90 +73,6 @@ class InitSection(Section):
         if self.zero and self.from_:
             right = "leave it out: all weights come from there"
             raise refuse(f"is {', '.join(self.zero)}, and from is {self.from_}", right, "zero")
-        return self
-
-
-class ShuffleSection(Section):
-    """How each pass orders the training rows: one by one, or in blocks where single rows are slow to read."""
-
-    block: Count = Field(
-        default=1, description="rows that stay near each other, as in a row group; 1: none do"
-    )
-    window: Count = Field(default=16, description="blocks that are read together, their rows shuffled")
-
-
-class BatchSection(Section):
-    """The global batch, and the micro-batches that it is computed in on any number of workers."""
-
-    size: Count = Field(description="examples per update of the weights, over all workers")
-    micro: Count = Field(description="examples per micro-batch; divides `size`")
-    lanes: Count = Field(
-        default=48,
-        description="logical data shards, each served by one worker; the most workers there can be",
-    )
-    shuffle: ShuffleSection = Field(
-        default=ShuffleSection(), description="how each pass orders the training rows"
-    )
-    growth: MultiplyGrowth | RampGrowth | StepsGrowth | None = Field(
-        default=None, discriminator="shape", description="how the batch grows during training"
-    )
-    bn_group: Count | None = Field(
-        default=None, description="examples per group of batch norm; null: the micro-batch"
-    )
-
-    @property
-    def sizes(self) -> list[int]:
-        """The batch of each stage of the growth, in order."""
-        match self.growth:
-            case MultiplyGrowth(at=at, factor=factor, max=largest):
-                sizes = [self.size]
-                for _ in at:
-                    sizes.append(min(round(sizes[-1] * factor), largest or sys.maxsize))
-                return sizes
-            case RampGrowth(start=start, increment=increment):
-                return [*range(start, self.size, increment), self.size]
-            case StepsGrowth(sizes=later):
-                return [self.size, *later]
-        return [self.size]
-
-    @property
-    def largest_workers(self) -> int:
-        """The most workers that each have whole lanes and, in every step, whole micro-batches."""
-        return min(min(self.sizes) // self.micro, self.lanes)
-
-    @model_validator(mode="after")
-    def _ramp_rises(self) -> "BatchSection":
-        if isinstance(self.growth, RampGrowth) and self.growth.start >= self.size:
-            wrong = f"start is {self.growth.start}, not below size {self.size}"
-            raise refuse(wrong, "start with a smaller batch, or leave growth out", "growth")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> "BatchSection":
-        for stage, size in enumerate(self.sizes):
-            if size % self.micro:
-                below = size // self.micro * self.micro
-                sizes = " and ".join(str(near) for near in (below, below + self.micro) if near)
-                micro = min(
-                    (d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(d - self.micro)
-                )
-                wrong = f"is {size}" if size == self.size else f"gives stage {stage + 1} a batch of {size}"
-                raise refuse(
-                    f"{wrong}, and micro {self.micro} does not divide it",
-                    f"the nearest sizes are {sizes}, the nearest micro is {micro}",
-                    "size" if size == self.size else "growth",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _bn_group_divides(self) -> "BatchSection":
-        if self.bn_group and self.micro % self.bn_group:
-            groups = ", ".join(str(d) for d in range(1, self.micro + 1) if self.micro % d == 0)
-            raise refuse(
-                f"is {self.bn_group} and does not divide micro {self.micro}",
-                f"give one of {groups}",
-                "bn_group",
-            )
         return self
 
 
@@ -177,14 +105,19 @@ class OptimizerSection(Section):
         return ({} if self.lr is None else {"lr": self.lr}) | extra
 
 
+MOST_COPIES = 256  # of an example, in the mean
+
+
 class EchoSection(Section):
     """Serve each prepared example more than once, so that slow preparation does not starve the workers."""
 
-    factor: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+    factor: Annotated[float, Field(ge=1, le=MOST_COPIES)] | Literal["auto"] = Field(
         default=1.0,
         description="times each example is served, 1.5 as an exact mean; auto: what measured speeds ask for",
     )
-    cap: Annotated[float, Field(ge=1)] = Field(default=4.0, description="the largest factor that auto takes")
+    cap: Annotated[float, Field(ge=1, le=MOST_COPIES)] = Field(
+        default=4.0, description="the largest factor that auto takes"
+    )
     at: Literal["before_augment", "after_augment", "batch"] = Field(
         default="before_augment",
         description="what is repeated: prepared examples, augmented ones, or whole augmented micro-batches",
@@ -212,8 +145,8 @@ class EvalSection(Section):
 class PoolSection(Section):
     """The processes that prepare examples."""
 
-    min: Count = Field(default=1, description="processes at the start")
-    max: Count = Field(default=2, description="the most that may be added")
+    min: Few = Field(default=1, description="processes at the start")
+    max: Few = Field(default=2, description="the most that may be added")
 
     @model_validator(mode="after")
     def _ordered(self) -> "PoolSection":
@@ -225,7 +158,7 @@ class PoolSection(Section):
 class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
-    workers: Count = Field(default=1, description="workers that each batch is divided among")
+    workers: Few = Field(default=1, description="workers that each batch is divided among")
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
         default="ddp", description="how the model is spread: each worker holds the whole"
@@ -264,10 +197,19 @@ class RunSection(Section):
 class TrackSection(Section):
     """Where the run is recorded."""
 
-    uri: str | None = Field(
+    uri: OnePath | None = Field(
         default=None, description="MLflow tracking address; null: SQLite in the working folder; none: nowhere"
     )
-    experiment: str = Field(default="default", description="MLflow experiment", min_length=1)
+    experiment: Text = Field(default="default", description="MLflow experiment", max_length=250)
+
+    @field_validator("uri")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        try:
+            urlsplit(value or "")
+        except ValueError as error:
+            raise refuse(f"is {value}, no address ({error})", "write it as http://host:5000") from error
+        return value
 
 
 class Recipe(Section):
@@ -276,8 +218,9 @@ class Recipe(Section):
     name: str = Field(
         description="name of the run and of its folder: letters, digits, `.`, `_`, `-`",
         pattern=r"^[A-Za-z0-9][\w.-]*$",
+        max_length=60,
     )
-    seed: Natural = Field(default=0, description="seed of weights, data order and random draws")
+    seed: Seed = Field(default=0, description="seed of weights, data order and random draws")
     task: TaskSection = Field(description="the model, its data and its loss")
     init: InitSection = Field(default=InitSection(), description="where the weights start")
     batch: BatchSection = Field(description="the global batch and its micro-batches")
@@ -312,6 +255,10 @@ class Recipe(Section):
     def remember(self, places: Mapping[str, tuple[str, int | None]]) -> None:
         """Keep where each key was read from, (file, line), for problems that are found later."""
         self._places.update(places)
+
+    def placed(self, error: RecipeError) -> RecipeError:
+        """The same problems, each at the place that its key was read from."""
+        return RecipeError([self.problem(p.key, p.wrong, p.right) for p in error.problems])
 
     def problem(self, key: str, wrong: str, right: str) -> Problem:
         """A problem with a key that is found after reading, at the place that the key was read from."""

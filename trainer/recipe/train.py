@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.durations import Count, Duration, Interval, Positive, Section, refuse
+from trainer.recipe.durations import Count, Duration, Interval, Positive, Section, Text, refuse
 
 
 class Guard(Section):
@@ -41,9 +41,13 @@ class StochasticAverage(Section):
 class Target(Section):
     """A metric of the validation split that ends the run once it is reached."""
 
-    metric: str = Field(description="its name, as the task gives it, or loss")
-    at_least: float | None = Field(default=None, description="reached at this value or above")
-    at_most: float | None = Field(default=None, description="reached at this value or below")
+    metric: Text = Field(description="its name, as the task gives it, or loss")
+    at_least: Annotated[float, Field(ge=-1e300, le=1e300)] | None = Field(
+        default=None, description="reached at this value or above"
+    )
+    at_most: Annotated[float, Field(ge=-1e300, le=1e300)] | None = Field(
+        default=None, description="reached at this value or below"
+    )
 
     @model_validator(mode="after")
     def _one_side(self) -> "Target":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.recipe.redaction import hidden_in
 from trainer.run_folder import layout
 from trainer.run_folder.durable import make_durable
 
@@ -46,7 +47,11 @@ class Journal:
         atexit.register(self.close)
 
     def write(self, kind: str, /, **fields: Any) -> None:
-        """Append one line. Numbers of numpy and torch are written as the Python numbers that they hold."""
+        """Append one line. Numbers of numpy and torch are written as the Python numbers that they hold, and
+        secrets are hidden.
+        """
+        if kind != "step":  # which holds numbers only
+            fields = hidden_in(fields)
         self._pending.append(_encode({"kind": kind, "time": round(time.time(), 3), **fields}))
         if kind != "step" or time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
@@ -83,6 +88,11 @@ class Tail:
     def __init__(self, folder: str | Path, offset: int = 0) -> None:
         self.path = Path(folder) / layout.JOURNAL
         self.offset = offset
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file; 0 when there is none yet."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def lines(self) -> list[Line]:
         """The new lines; none when there is no file yet. A line without its end is left for a later call."""

@@ -22,15 +22,24 @@ MODEL, AVERAGE = "model.safetensors", "average.safetensors"  # of a finished run
 PROFILE = "profile"  # a folder with the following files
 TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
 RAY = ".ray"  # a folder for Ray Train's own files and the workers' meeting point
+STOP = ".stop"  # while somebody asks the run to stop: why
 CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
 WRITING, FETCHING = ".writing-", ".fetching-"  # before the name of a checkpoint that is not whole yet
+MIRRORING = ".mirroring-"  # before the name of one that is held while it is copied
 
 
 def checkpoint_name(step: int) -> str:
     """The folder of a step's checkpoint; names sort by step."""
     return f"step-{step:08d}"
+
+
+def make_private(path: Path) -> Path:
+    """A file that nobody but its owner can read, made if it is not there: errors of others go to it."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    return path
 
 
 def create(directory: str | Path, name: str, above: int = 0) -> Path:
@@ -61,6 +70,25 @@ def newest(directory: str | Path, name: str) -> Path:
             f"--resume: {directory} holds no run of {name}; leave --resume out to start the first one"
         )
     return runs[-1][1]
+
+
+def named(directory: str | Path, name: str) -> Path:
+    """The folder of a run by its path, its name in `directory`, or its recipe's name there (then the newest).
+    UserError where there is none.
+    """
+    for folder in (Path(name), Path(directory) / name):
+        if (folder / RECIPE).is_file():
+            return folder.absolute()
+    newest_first = sorted(numbered(Path(directory).absolute(), name), reverse=True)
+    if newest_first:
+        return newest_first[0][1]
+    known = ", ".join(folder.name for folder in runs_in(directory)) or "none"
+    raise UserError(f"{name}: is no run in {directory}; there are {known}")
+
+
+def runs_in(directory: str | Path) -> list[Path]:
+    """The folders of the runs in `directory`, by name."""
+    return sorted(path.parent for path in Path(directory).glob(f"*/{JOURNAL}"))
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 import importlib.util
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from trainer.errors import UserError
+from trainer.recipe.redaction import HIDDEN, gives_away, hidden
 from trainer.recipe.schema import Recipe
 
+SQLITE = "sqlite:///"
 NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
 
 
@@ -16,28 +17,31 @@ def wanted(recipe: Recipe) -> bool:
     return recipe.track.uri != NOWHERE and importlib.util.find_spec("mlflow") is not None
 
 
-def address(recipe: Recipe) -> str:
-    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else SQLite in the working folder.
+def address(recipe: Recipe, remembered: str | None = None) -> str:
+    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else the database that is
+    `remembered` of the run, if it is still there, else SQLite in the working folder.
 
     Raises:
         UserError: the recipe's address holds a password; recipes are stored with runs and logged.
     """
-    if recipe.track.uri and urlsplit(recipe.track.uri).password:
+    if recipe.track.uri and (secret := gives_away(recipe.track.uri)):
         raise UserError(
-            "track.uri: holds a password, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
+            f"track.uri: holds {secret}, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
         )
-    return resolved(recipe.track.uri if recipe.track.uri != NOWHERE else None)
+    file = Path((remembered or "").removeprefix(SQLITE))
+    is_there = remembered is not None and remembered.startswith(SQLITE) and file.is_file()
+    own = recipe.track.uri if recipe.track.uri != NOWHERE else None
+    return resolved(own or os.environ.get("MLFLOW_TRACKING_URI") or (remembered if is_there else None))
 
 
 def resolved(uri: str | None) -> str:
     """An address as it is, or the default one; a database file with its whole path."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(file).absolute()}" if file != uri else uri
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    file = uri.removeprefix(SQLITE)
+    return f"{SQLITE}{Path(file).absolute()}" if file != uri else uri
 
 
 def shown(uri: str) -> str:
-    """An address without the user's name and password in it."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.password else uri
+    """An address without the user's name, password and tokens in it."""
+    return hidden(uri).replace(f"{HIDDEN}@", "")

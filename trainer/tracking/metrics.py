@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.run_folder.journal import Line
+from trainer.tracking.names import LARGEST_INTEGER
 from trainer.tracking.progress import TrackingProgress
 
 UNTHINNED_STEPS = 1000  # the first steps of a run are all shown, later ones once a second
@@ -65,9 +66,13 @@ def _step_metrics(line: Line) -> dict[str, Any]:
 def _points(line: Line, named: dict[str, Any]) -> Iterator[tuple[str, float, int, int]]:
     for name, value in named.items():
         if isinstance(value, int | float):
-            yield name, _drawable(value), round(line["time"] * 1000), line["examples"]
+            at = min(line["examples"], LARGEST_INTEGER)
+            yield name, _drawable(value), round(line["time"] * 1000), at
 
 
 def _drawable(value: float) -> float:
     """MLflow stores infinity as the largest double, which ruins the chart: infinity becomes NaN, a gap."""
-    return float(value) if math.isfinite(value) else math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # an integer that no float holds
+        return math.nan

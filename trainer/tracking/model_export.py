@@ -13,6 +13,7 @@ from trainer import task
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 
+READY = "READY"  # what MLflow calls a model whose upload is complete
 EXAMPLES = 2  # one would let torch.export take the batch for a constant
 
 
@@ -36,6 +37,17 @@ def trained_model(folder: Path, recipe: Recipe) -> tuple[nn.Module, tuple[np.nda
     if named or not arguments or not all(isinstance(value, torch.Tensor) for value in arguments):
         raise ValueError("its forward takes something else than tensors by position")
     return model, tuple(value.numpy() for value in arguments)
+
+
+def logged_before(client: Any, run_id: str) -> bool:
+    """Whether a run has its model. What an interrupted upload left of one is deleted."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    models = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    whole = [model for model in models if str(model.status) == READY]
+    for model in models:
+        if model not in whole[:1]:
+            client.delete_logged_model(model.model_id)
+    return bool(whole)
 
 
 def _batch(its_task: task.Task, seed: int) -> dict[str, torch.Tensor]:

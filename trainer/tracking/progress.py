@@ -1,10 +1,24 @@
 """How far a run has been brought into MLflow, kept in its folder."""
 
 import json
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from trainer.run_folder.layout import TRACKING
+from trainer.recipe.redaction import hidden_in
+from trainer.run_folder.layout import TRACKING, make_private
+
+logger = logging.getLogger("lockstep.tracking")
+_TEXT_OR_NONE = (str, type(None))
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("run_id", "experiment_id", "error"), _TEXT_OR_NONE),
+    "uri": str,
+    "offset": int,
+    "described": bool,
+    "steps": int,
+    "thinned_at": (int, float),
+}
 
 
 @dataclass
@@ -25,12 +39,19 @@ class TrackingProgress:
         """What a run folder has of it; None when nothing was tracked yet."""
         try:
             told = json.loads((folder / TRACKING).read_text())
+            known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+            wrong = [name for name, value in known.items() if not isinstance(value, _TYPES[name])]
+            if wrong or known["offset"] < 0:
+                raise ValueError(f"{wrong}")
+            return cls(**known)
         except FileNotFoundError:
             return None
-        return cls(**{field.name: told[field.name] for field in fields(cls) if field.name in told})
+        except (OSError, ValueError, TypeError, KeyError):
+            logger.warning("%s is damaged: what MLflow has is found out anew", folder / TRACKING)
+            return None
 
     def save(self, folder: Path) -> None:
         """Replace it in the run folder, at once or not at all."""
         draft = folder / f".{TRACKING}"
-        draft.write_text(json.dumps(asdict(self)))
+        make_private(draft).write_text(json.dumps(hidden_in(asdict(self))))
         draft.replace(folder / TRACKING)

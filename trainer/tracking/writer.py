@@ -8,6 +8,7 @@ there. Timestamps and steps come from the journal, so what is logged twice lands
 Nothing from the process's environment is recorded: credentials for the server and its storage live there.
 """
 
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -20,16 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.recipe.redaction import Veil, hidden
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
-from trainer.run_folder.journal import Line, Tail, read
+from trainer.run_folder.journal import Line, Tail, last, read
 from trainer.tracking.address import address, shown
 from trainer.tracking.metrics import entry
+from trainer.tracking.names import fit, fit_title, fit_value
 from trainer.tracking.progress import TrackingProgress
+from trainer.tracking.refusals import LastingRefusal, first_line, is_gone, lasting, send_in_parts
 
 WRITE_INTERVAL_S = 1.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between attempts
 MOST_METRICS, MOST_PARAMS, LONGEST_VALUE = 1000, 100, 5000  # what one request to MLflow may hold
+KEY, RENAMED, REFUSED = "lockstep.run", "lockstep.renamed", "lockstep.refused"  # tags of our own
 QUIET_MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # this module tries again itself, and can be stopped meanwhile
@@ -44,48 +49,54 @@ class Tracker:
 
     def __init__(self, folder: Path, recipe: Recipe, keep_trying: Callable[[], bool] = lambda: False) -> None:
         self.folder, self.recipe, self.keep_trying = folder, recipe, keep_trying
-        self.uri = address(recipe)
-        self.progress = TrackingProgress.load(folder) or TrackingProgress(shown(self.uri))
+        remembered = TrackingProgress.load(folder)
+        self.uri = address(recipe, remembered.uri if remembered and remembered.run_id else None)
+        self.progress = remembered or TrackingProgress(shown(self.uri))
         self.progress.uri = shown(self.uri)
         self.tail = Tail(folder, self.progress.offset)
+        if self.tail.offset > self.tail.size:  # another journal lies here
+            self.progress = TrackingProgress(shown(self.uri))
+            self.tail.offset = 0
 
     def run(self) -> None:
         """Follow the journal to its end, or until nobody is there any more who could write it."""
         self._persist(self.prepare)
-        last: Line | None = None
-        while last is None or last["kind"] != "end":
+        end: Line | None = None
+        while end is None:
             is_abandoned = not self.keep_trying()
             lines = self._persist(self.write)
-            if lines:
-                last = lines[-1]
-            elif is_abandoned:
-                last = self._abandoned()
-            else:
+            if lines and lines[-1]["kind"] == "end":
+                end = lines[-1]
+            elif not lines and is_abandoned:
+                end = self._abandoned()
+            elif not lines:
                 time.sleep(WRITE_INTERVAL_S)
-        self._persist(lambda: self.finish(last))
+        self._persist(lambda: self.finish(end))
 
     def sync(self) -> None:
         """Bring what is missing, without trying again: who asked for it is there to see what is wrong."""
         self.prepare()
         self.write()
-        *_, last = read(self.folder)
-        self.finish(last if last["kind"] == "end" else self._abandoned())
+        end = last(self.folder)
+        self.finish(end if end and end["kind"] == "end" else self._abandoned())
 
     def prepare(self) -> None:
         """Make database, experiment and run where there are none, with all that is known beforehand."""
         from mlflow import MlflowClient
 
         self.client = MlflowClient(self.uri)
+        if self.progress.run_id is not None and self._is_gone():
+            logger.warning("the run is no longer in this MLflow; another one is begun from the journal")
+            self.progress = TrackingProgress(shown(self.uri))
+            self.tail.offset = 0
         if self.progress.run_id is None:
-            self.progress.run_id = self._create_run()
+            self.progress.run_id = self._run()
             self._save()
-        if not self.progress.described:
-            self._log(params=self.recipe.flat())
-            for name in (layout.RECIPE, layout.PLAN):
-                self._artifact(name)
-            self.client.log_dict(self.progress.run_id, environment(), "environment.json")
-            self.progress.described = True
         self.client.update_run(self.progress.run_id, status="RUNNING")
+        try:
+            self._describe()
+        except Exception:  # a store of artifacts that is away holds no metric up: `finish` tries again
+            logger.warning("MLflow did not take the run's description", exc_info=True)
         self._save()
 
     def write(self) -> list[Line]:
@@ -104,14 +115,21 @@ class Tracker:
         return lines
 
     def finish(self, end: Line) -> None:
-        """The full journal, the model, and the run's last status."""
-        self._artifact(layout.JOURNAL)
-        if (self.folder / layout.PROFILE).exists():
-            self.client.log_artifacts(self._run_id, str(self.folder / layout.PROFILE), layout.PROFILE)
-        if end["status"] == "FINISHED" and (self.folder / layout.MODEL).exists():
-            self._artifact(layout.MODEL)
-            self._log(tags={"lockstep.model": self._log_model()})
+        """The full journal, the model, and the run's last status, whatever else is refused."""
+        failure = None
+        try:
+            self._describe()
+            self._artifact(layout.JOURNAL)
+            if (self.folder / layout.PROFILE).exists():
+                self.client.log_artifacts(self._run_id, str(self.folder / layout.PROFILE), layout.PROFILE)
+            if end["status"] == "FINISHED" and (self.folder / layout.MODEL).exists():
+                self._artifact(layout.MODEL)
+                self._log(tags={"lockstep.model": self._log_model()})
+        except Exception as error:
+            failure = error
         self.client.set_terminated(self._run_id, end["status"], end_time=round(end["time"] * 1000))
+        if failure is not None:
+            raise failure
         self._save()
 
     @property
@@ -129,29 +147,74 @@ class Tracker:
         return {"kind": "end", "status": "KILLED", "reason": reason, "time": time.time()}
 
     def _persist(self, action: Callable[[], Any]) -> Any:
-        """Do it, however often it takes. What keeps it from being done stands in the state for all to see."""
+        """Do it, however often it takes. What keeps it from being done stands in the state for all to see.
+
+        Raises:
+            LastingRefusal: trying again would not help.
+        """
         pause_s = SHORTEST_PAUSE_S
         while True:
             try:
                 return action()
             except Exception as error:
-                self.progress.error = f"{type(error).__name__}: {error}".splitlines()[0]
+                refusal = lasting(error)
+                self.progress.error = str(refusal or first_line(error))
                 self.progress.save(self.folder)
+                if refusal is not None:
+                    raise refusal from error
                 if not self.keep_trying():
                     raise
                 logger.warning("MLflow did not take it; again in %.1f s", pause_s, exc_info=True)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _create_run(self) -> str:
-        name = self.recipe.track.experiment
+    def _is_gone(self) -> bool:
+        """Whether the remembered run is not in this MLflow: it is another one, or was deleted there."""
+        try:
+            return self.client.get_run(self._run_id).info.lifecycle_stage != "active"
+        except Exception as error:
+            if is_gone(error):
+                return True
+            raise
+
+    def _run(self) -> str:
+        """The run of this folder in MLflow: one that was begun and not remembered, else a new one."""
+        experiment_id = self.progress.experiment_id = self._experiment()
+        first = next(read(self.folder), None)
+        key = hashlib.sha256(f"{self.folder.name} {first}".encode()).hexdigest()[:32]
+        begun = (
+            self.client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+            if first
+            else []
+        )
+        if begun:
+            return begun[0].info.run_id
+        began_at = first["time"] if first else time.time()
+        tags = {"mlflow.source.name": "lockstep", "lockstep.folder": hidden(str(self.folder)), KEY: key}
+        name = fit_title(self.folder.name)
+        return self.client.create_run(experiment_id, round(began_at * 1000), tags, run_name=name).info.run_id
+
+    def _experiment(self) -> str:
+        name = fit_title(self.recipe.track.experiment)
         experiment = self.client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
-        began_at = next((line["time"] for line in read(self.folder)), time.time())
-        tags = {"mlflow.source.name": "lockstep", "lockstep.folder": str(self.folder)}
-        run = self.client.create_run(experiment_id, round(began_at * 1000), tags, run_name=self.folder.name)
-        self.progress.experiment_id = experiment_id
-        return run.info.run_id
+        if experiment is None:
+            return self.client.create_experiment(name, artifact_location=_beside(self.uri))
+        if experiment.lifecycle_stage != "active":
+            raise LastingRefusal(
+                f"the experiment {name} is deleted; restore it with `mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}`, or set track.experiment to another"
+            )
+        return experiment.experiment_id
+
+    def _describe(self) -> None:
+        """The recipe as parameters and as a file, the plan, the environment; once."""
+        if self.progress.described:
+            return
+        self._log(params=self.recipe.flat())
+        for name in (layout.RECIPE, layout.PLAN):
+            self._artifact(name)
+        self.client.log_dict(self._run_id, environment(), "environment.json")
+        self.progress.described = True
 
     def _log(
         self,
@@ -159,37 +222,75 @@ class Tracker:
         params: dict[str, str] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
+        """Send entries under names that MLflow takes. What it refuses is left out and said in a tag."""
         from mlflow.entities import Metric, Param, RunTag
 
-        pairs = [Param(key, value[:LONGEST_VALUE]) for key, value in (params or {}).items()]
-        labels = [RunTag(key, value[:LONGEST_VALUE]) for key, value in (tags or {}).items()]
-        if labels:
-            self.client.log_batch(self._run_id, tags=labels)
-        for start in range(0, len(pairs), MOST_PARAMS):
-            self.client.log_batch(self._run_id, params=pairs[start : start + MOST_PARAMS])
-        for start in range(0, len(metrics), MOST_METRICS):
-            some = [Metric(*point) for point in metrics[start : start + MOST_METRICS]]
-            self.client.log_batch(self._run_id, metrics=some)
+        def value(text: str) -> str:
+            return fit_value(hidden(text), LONGEST_VALUE)
+
+        points = [Metric(fit(name), *rest) for name, *rest in metrics]
+        pairs = [Param(fit(key), value(text)) for key, text in (params or {}).items()]
+        labels = [RunTag(fit(key), value(text)) for key, text in (tags or {}).items()]
+        given = {*(name for name, *_ in metrics), *(params or {}), *(tags or {})}
+        renamed = {name: fit(name) for name in given if fit(name) != name}
+        refused = [
+            *self._send(labels, "tags", MOST_PARAMS),
+            *self._send(pairs, "params", MOST_PARAMS),
+            *self._send(points, "metrics", MOST_METRICS),
+        ]
+        notes = {
+            **({RENAMED: "\n".join(f"{sent}: {name}" for name, sent in renamed.items())} if renamed else {}),
+            **({REFUSED: "\n".join(refused)} if refused else {}),
+        }
+        for key, text in notes.items():
+            before = self.client.get_run(self._run_id).data.tags.get(key, "").splitlines()
+            lines = dict.fromkeys([*before, *text.splitlines()])
+            self._send([RunTag(key, value("\n".join(lines)))], "tags", MOST_PARAMS)
+
+    def _send(self, entries: list[Any], what: str, most: int) -> list[str]:
+        """Send some of one sort, as many at a time as a request may hold; a line for each that is refused."""
+        refused: list[str] = []
+        for start in range(0, len(entries), most):
+            some = entries[start : start + most]
+            for lost, error in send_in_parts(some, lambda part: self._send_batch(what, part)):
+                refused.append(f"{what}: {lost.key}: {first_line(error)}")
+                logger.warning("MLflow refused %s", refused[-1])
+        return refused
+
+    def _send_batch(self, what: str, entries: list[Any]) -> None:
+        requests: dict[str, Any] = {what: entries}
+        self.client.log_batch(self._run_id, **requests)
 
     def _artifact(self, name: str) -> None:
         if (self.folder / name).exists():
             self.client.log_artifact(self._run_id, str(self.folder / name))
 
     def _log_model(self) -> str:
-        """Log the model as a graph, which loads without pickle or anybody's code; say what came of it."""
+        """Log the model as a graph, which loads without pickle or anybody's code; say what came of it.
+
+        One that is there is not logged again; what an interrupted upload left of one is removed.
+        """
         import mlflow
 
-        from trainer.tracking.model_export import log_graph, trained_model
+        from trainer.tracking.model_export import log_graph, logged_before, trained_model
 
         mlflow.set_tracking_uri(self.uri)
         try:
+            if logged_before(self.client, self._run_id):
+                return "logged"
             model, inputs = trained_model(self.folder, self.recipe)
             with mlflow.start_run(self._run_id):
                 log_graph(model, inputs)
         except Exception as error:
             logger.warning("the model was not logged", exc_info=True)
-            return f"only its weights: {type(error).__name__}: {error}"
+            return f"only its weights: {first_line(error)}"
         return "logged"
+
+
+def _beside(uri: str) -> str | None:
+    """Where a database's artifacts go: beside its file; None: where the server says."""
+    file = uri.removeprefix("sqlite:///")
+    return None if file == uri else str(Path(file).parent / "mlruns")
 
 
 def environment() -> dict[str, Any]:
@@ -215,8 +316,14 @@ def main(folder: str, parent: str) -> None:
     """The writer process: as `run`, for as long as its parent lives."""
     os.nice(10)  # training comes first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a whole job still wants its end to be written
+    sys.stdout, sys.stderr = Veil(sys.stdout), Veil(sys.stderr)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
-    tracker(Path(folder), lambda: os.getppid() == int(parent)).run()
+    try:
+        tracker(Path(folder), lambda: os.getppid() == int(parent)).run()
+    except LastingRefusal as refusal:
+        sys.exit(f"MLflow does not take the run: {refusal}")
+    finally:
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,16 @@
+"""What the user can do next: the commands that messages name."""
+
+import shlex
+from pathlib import Path
+
+from trainer.run_folder import layout
+
+
+def how_to_go_on(folder: Path, resume: str) -> str:
+    """What there is to resume in a run's folder, and the command that does: `resume` with the run's folder
+    in place of `{run}`.
+    """
+    saved = sorted((folder / layout.CHECKPOINTS).glob(f"{layout.ANY_CHECKPOINT}/{layout.MANIFEST}"))
+    step = f"step {saved[-1].parent.name.rpartition('-')[2].lstrip('0')}" if saved else "its first step"
+    command = resume.format(run=shlex.quote(str(layout.relative_to_cwd(folder))))
+    return f"`{command}` goes on from {step}"
