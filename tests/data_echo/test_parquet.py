@@ -180,6 +180,15 @@ def test_a_file_that_changes_or_vanishes_is_named(tmp_path: Path) -> None:
         source[9]
 
 
+def test_hidden_files_are_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("0.parquet", "._0.parquet", ".1.parquet"):
+        write(tmp_path / name, y=[1])
+    for source in (ParquetSource(tmp_path), ParquetSource(tmp_path / "*.parquet")):
+        assert len(source) == 1
+        assert source.skipped[0].startswith("hidden or system files: 2 (")
+    assert len(ParquetSource(tmp_path / ".1.parquet")) == 1, "a file that is named is read"
+
+
 def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "0.parquet", y=pa.array([], "int64"))
     with pytest.raises(DataError, match=r"parquet: \S*: no rows in 1 files; at least one row"):
