@@ -33,12 +33,13 @@ class FileSet:
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path], ending: str) -> None:
-        self.names = (
-            _found(str(files), ending) if isinstance(files, str | Path) else [str(file) for file in files]
-        )
-        is_listed = not isinstance(files, str | Path) or self.names == [str(files)]
-        hidden = [name for name in self.names if not is_listed and is_hidden(_last(name))]
-        self.names = [name for name in self.names if name not in hidden]
+        if isinstance(files, str | Path):
+            found = _found(str(files), ending)
+            is_listed = found == [str(files)]
+        else:
+            found, is_listed = [str(file) for file in files], True
+        self.names = [name for name in found if is_listed or not is_hidden(_last(name))]
+        hidden = [name for name in found if not is_listed and is_hidden(_last(name))]
         self.skipped = skipped_line("hidden or system files", hidden)
         missing = [name for name in self.names if "://" not in name and not Path(name).is_file()]
         if missing:

@@ -48,7 +48,9 @@ class ImageFolderSource:
     def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
         self._folder = Path(folder).expanduser()
         if not self._folder.is_dir():
-            raise DataError(f"images: {folder}: no such folder", "one with a subfolder for each class")
+            raise DataError(
+                f"images: {folder}: no such folder", "one, not a pattern, with a subfolder for each class"
+            )
         ignored = _Ignored()
         found = _by_class(self._folder, ignored)
         self.classes = _listed(classes) if classes is not None else _training_classes(self._folder, found)
@@ -85,7 +87,7 @@ class ImageFolderSource:
         for file in self._files:
             size = file.stat().st_size
             total += size
-            digest.update(f"{file.relative_to(self._folder)} {size}\n".encode())
+            digest.update(os.fsencode(f"{file.relative_to(self._folder)} {size}\n"))
         rows = len(self._files)
         return {"rows": rows, "bytes": total, "classes": list(self.classes), "hash": digest.hexdigest()}
 

@@ -20,6 +20,7 @@ from data_echo.sources.files import FileSet, OpenFiles
 
 _Column = Callable[[int], Any]
 
+_SHOWN = 5  # classes in a message
 _TEXTS = (types.is_string, types.is_large_string, types.is_string_view)
 _BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
 _LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
@@ -43,6 +44,8 @@ class ParquetSource:
 
     Attributes:
         skipped: a line on the files that were left out, if any.
+        classes: the names of the classes, in the order of the labels, where one of the columns is a
+            `ClassLabel` of Hugging Face; else None.
 
     Raises:
         DataError: there is no such file or column, a column is missing in a file, stands there twice or has
@@ -61,6 +64,9 @@ class ParquetSource:
         self._opened = OpenFiles(self._files)
         self._readers = [_ParquetFile(name, self._opened) for name in self._files.names]
         self._columns = self._checked(columns)
+        schema = self._readers[0].schema_arrow
+        labels = [names for column in self._columns if (names := _class_names(schema, column))]
+        self.classes = labels[0] if len(labels) == 1 else None
         groups = [
             (file, group)
             for file, reader in enumerate(self._readers)
@@ -72,7 +78,7 @@ class ParquetSource:
         self._cache: OrderedDict[int, tuple[dict[str, _Column], int]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
-        if not len(self):
+        if self._starts[-1] <= 0:
             raise DataError(f"parquet: {files}: no rows in {len(self._readers)} files", "at least one row")
 
     def __len__(self) -> int:
@@ -117,22 +123,14 @@ class ParquetSource:
 
     def _checked(self, columns: Sequence[str] | None) -> list[str]:
         """The columns to read, after a look at the schema of every file."""
+        if isinstance(columns, str) or len(set(columns or ())) != len(columns or ()):
+            raise DataError(f"parquet: columns: {columns!r}", "a list of names, each once")
         first = self._readers[0]
         wanted = list(columns or first.schema_arrow.names)
         for reader in self._readers:
             known = reader.schema_arrow.names
             for name in wanted:
-                if known.count(name) != 1:
-                    what = (
-                        f"is not in {reader.name}" if name not in known else f"stands twice in {reader.name}"
-                    )
-                    raise DataError(f"parquet: columns: {name!r} {what}", f"one of {', '.join(known)}")
-                one, other = (each.schema_arrow.field(name).type for each in (first, reader))
-                if _given_type(one) != _given_type(other):
-                    raise DataError(
-                        f"parquet: columns: {name!r} is {one} in {first.name}, {other} in {reader.name}",
-                        "one type in all files: write them again with one schema",
-                    )
+                _compare_column(name, first, reader)
             more = [name for name in known if name not in wanted and columns is None]
             if more:
                 raise DataError(
@@ -179,14 +177,52 @@ class _ParquetFile:
         return self._reader().read_row_group(group, **how)
 
     def _reader(self) -> Any:
-        return parquet.ParquetFile(self._opened.file(self.name), metadata=self.metadata)
+        file = self._opened.file(self.name)
+        return parquet.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
+
+
+def _compare_column(name: str, first: _ParquetFile, other: _ParquetFile) -> None:
+    """Refuse a column of a file that is not there once, or means something else than in the first file."""
+    known = other.schema_arrow.names
+    if known.count(name) != 1:
+        what = "stands twice" if name in known else "is not"
+        raise DataError(f"parquet: columns: {name!r} {what} in {other.name}", f"one of {', '.join(known)}")
+    schemas = first.schema_arrow, other.schema_arrow
+    one, two = (schema.field(name).type for schema in schemas)
+    if _given_type(one) != _given_type(two):
+        raise DataError(
+            f"parquet: columns: {name!r} is {one} in {first.name}, {two} in {other.name}",
+            "one type in all files: write them again with one schema",
+        )
+    names, its_names = (_class_names(schema, name) for schema in schemas)
+    if names and its_names and names != its_names:
+        raise DataError(
+            f"parquet: columns: {name!r} numbers the classes {_few(names)} in {first.name}, "
+            f"{_few(its_names)} in {other.name}",
+            "one list of classes in all files: write them again with one schema",
+        )
+
+
+def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    """Names of a column's classes, which Hugging Face's `datasets` keeps beside the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")
 
 
 def _given_type(stored: Any) -> Any:
     """The Arrow type of a column's values as they are given, which is one for several ways of storing."""
     if types.is_dictionary(stored):
         return _given_type(stored.value_type)
-    if _is_image(stored) or _is_one_of(stored, _BYTES):
+    if _is_image(stored):
+        return _given_type(stored.field("bytes").type)
+    if _is_one_of(stored, _BYTES):
         return pyarrow.binary()
     if _is_one_of(stored, _TEXTS):
         return pyarrow.string()

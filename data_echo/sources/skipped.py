@@ -29,7 +29,7 @@ def is_hidden(path: str) -> bool:
 
 def skipped_line(what: str, names: Iterable[str]) -> tuple[str, ...]:
     """One line on names that were left out, with a few of them; none where there are no names."""
-    found = sorted(names)
+    found = sorted(name.encode(errors="surrogateescape").decode(errors="replace") for name in names)
     if not found:
         return ()
     more = ", ..." if len(found) > _SHOWN else ""

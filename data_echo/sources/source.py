@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -65,7 +64,9 @@ class ArraySource:
                     return cls(dict(archive))
             mapped = {name: Path(path).expanduser() for name, path in files.items()}
             return cls({name: np.load(path, mmap_mode="r") for name, path in mapped.items()})
-        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        except DataError:
+            raise
+        except Exception as error:  # damaged archives lead to errors of several libraries
             raise DataError(f"source: {files}: {error}", "a .npz file, or names with .npy files") from None
 
     def __len__(self) -> int:

@@ -40,6 +40,14 @@ class Heavy:
         return {"index": example["index"], "payload": np.full(HEAVY_BYTES, example["index"] % 256, np.uint8)}
 
 
+class Changing(Task):
+    """The dtype changes with the second half of the examples."""
+
+    def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+        index = example["index"]
+        return {"y": index if index < EXAMPLES // 2 else float(index)}
+
+
 class Unbuildable:
     def __init__(self) -> None:
         raise RuntimeError("no such dataset")

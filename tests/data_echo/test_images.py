@@ -2,15 +2,18 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from data_echo import DataError, images
+from data_echo import DataError, ExampleError, InlinePreparer, ParquetSource, PrepareRequest, images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 GREY = PIXELS[..., 0]
@@ -140,6 +143,22 @@ def test_pictures_of_unknown_range_are_refused(data: bytes) -> None:
         DataError, match=r"image: \w+ of mode \S+, whose black and white are not known; 8 bits"
     ):
         images.decode(data)
+
+
+def test_a_refused_picture_is_named_with_file_and_row(tmp_path: Path) -> None:
+    pictures = [KINDS["L"][0](), encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), None]
+    pq.write_table(pa.table({"img": pa.array(pictures, pa.binary())}), tmp_path / "0.parquet")
+
+    class Pictures:
+        def source(self, split: str) -> ParquetSource:
+            return ParquetSource(tmp_path)
+
+        def prepare(self, example: dict[str, Any], draw: Any) -> dict[str, Any]:
+            return {"image": images.decode(example["img"])}
+
+    for row, why in ((1, "DataError: image: TIFF of mode F"), (2, "DataError: image: a NoneType")):
+        with pytest.raises(ExampleError, match=rf"train: example {row} \(\S*0.parquet:{row}\): {why}"):
+            InlinePreparer(Pictures(), 0).collect(PrepareRequest("train", np.zeros(1, int), np.array([row])))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -1,5 +1,6 @@
 """Parquet: the columns of all files have one type, values are read as they are, and few files stay open."""
 
+import json
 import re
 import resource
 from decimal import Decimal
@@ -178,6 +179,34 @@ def test_a_file_that_changes_or_vanishes_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.parquet").unlink()
     with pytest.raises(DataError, match=r"files: \S*1.parquet: No such file or directory; data that stay"):
         source[9]
+
+
+def with_classes(path: Path, names: list[str] | None) -> None:
+    features = {"y": {"names": names, "_type": "ClassLabel"}, "x": {"dtype": "int64", "_type": "Value"}}
+    noted = {"huggingface": json.dumps({"info": {"features": features}})} if names else {}
+    pq.write_table(pa.table({"x": [1], "y": [0]}).replace_schema_metadata(noted), path)
+
+
+def test_files_that_number_other_classes_are_refused(tmp_path: Path) -> None:
+    with_classes(tmp_path / "0.parquet", ["cat", "dog"])
+    with_classes(tmp_path / "1.parquet", None)
+    assert ParquetSource(tmp_path).classes == ("cat", "dog")
+    assert ParquetSource(tmp_path, ["x"]).classes is None
+    with_classes(tmp_path / "2.parquet", ["dog", "cat"])
+    with pytest.raises(
+        DataError, match=r"'y' numbers the classes cat, dog in \S*0.parquet, dog, cat in \S*2.par"
+    ):
+        ParquetSource(tmp_path)
+    assert len(ParquetSource(tmp_path, ["x"])) == 3
+
+
+def test_hidden_files_are_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("0.parquet", "._0.parquet", ".1.parquet"):
+        write(tmp_path / name, y=[1])
+    for source in (ParquetSource(tmp_path), ParquetSource(tmp_path / "*.parquet")):
+        assert len(source) == 1
+        assert source.skipped[0].startswith("hidden or system files: 2 (")
+    assert len(ParquetSource(tmp_path / ".1.parquet")) == 1, "a file that is named is read"
 
 
 def test_files_without_rows_are_refused(tmp_path: Path) -> None:

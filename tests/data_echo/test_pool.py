@@ -21,7 +21,7 @@ from data_echo import (
     ProcessPreparer,
     Schedule,
 )
-from tests.data_echo.pool_task import EXAMPLES, Task, Unbuildable
+from tests.data_echo.pool_task import EXAMPLES, Changing, Task, Unbuildable
 
 
 def requests(count: int = 12, n: int = 40) -> list[PrepareRequest]:
@@ -92,6 +92,21 @@ def test_errors_come_back_from_processes() -> None:
             broken.collect(broken.submit(requests(1)[0]))
     finally:
         broken.close()
+
+
+def test_processes_that_saw_other_examples_refuse_the_same() -> None:
+    """Each process gets requests of one dtype alone; the first example of the split tells which is wrong."""
+    preparer = ProcessPreparer(Changing, 7, 2)
+    try:
+        late = PrepareRequest("train", np.zeros(2, int), np.array([EXAMPLES - 2, EXAMPLES - 1]))
+        early = PrepareRequest("train", np.zeros(2, int), np.array([3, 4]))
+        pending = [preparer.submit(request) for request in (late, late, early)]
+        for refused in pending[:2]:
+            with pytest.raises(DataError, match=r"y: int64 in example 0, float64 in example 298; one dtype"):
+                preparer.collect(refused)
+        assert preparer.collect(pending[2])["y"].tolist() == [3, 4]
+    finally:
+        preparer.close()
 
 
 def test_no_processes_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Sources: rows by number, errors that name the file, fingerprints that notice a change."""
 
+import contextlib
 import io
 import os
 import tempfile
@@ -339,3 +340,22 @@ def test_examples_that_do_not_fit_together_are_named(folder: Path) -> None:
         preparer.collect(PrepareRequest("train", np.zeros(2, int), np.array([0, 1])))
     with pytest.raises(DataError, match="train: prepare: x: missing in some examples"):
         preparer.collect(PrepareRequest("train", np.zeros(2, int), np.array([0, 9])))
+
+
+@given(place=st.floats(0, 1, exclude_max=True), is_cut=st.booleans(), is_compressed=st.booleans())
+def test_a_damaged_archive_is_refused_or_whole(place: float, is_cut: bool, is_compressed: bool) -> None:
+    x = np.arange(300)
+    stream = io.BytesIO()
+    (np.savez_compressed if is_compressed else np.savez)(stream, x=x)
+    data = bytearray(stream.getvalue())
+    where = int(place * len(data))
+    if is_cut:
+        del data[where:]
+    else:
+        data[where] ^= 0x55
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.npz"
+        path.write_bytes(data)
+        with contextlib.suppress(DataError):
+            source = ArraySource.from_files(path)
+            assert [[*source[row].values()] for row in range(len(source))] == [[value] for value in x]

@@ -24,9 +24,11 @@ from trainer.worker import run_worker
 
 SHADES = {"black": 0, "grey": 128, "white": 255}
 BATCH = {"size": 16, "micro": 4, "lanes": 2}
-SHORT = recipe(train={"epochs": 2}, batch=BATCH, echo={"factor": 1})
+SHORT = recipe(train={"epochs": 2}, batch=BATCH, echo={"factor": 1, "capacity": 16})
 BLOCKS = recipe(
-    train={"epochs": 2}, batch={**BATCH, "shuffle": {"block": 8, "window": 1}}, echo={"factor": 1}
+    train={"epochs": 2},
+    batch={**BATCH, "shuffle": {"block": 8, "window": 1}},
+    echo={"factor": 1, "capacity": 16},
 )
 
 

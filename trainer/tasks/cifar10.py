@@ -98,7 +98,7 @@ class Subset:
 
     def __init__(self, source: ParquetSource, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
-        self.skipped = source.skipped
+        self.skipped, self.classes = source.skipped, source.classes
 
     def __len__(self) -> int:
         return len(self._rows)
