@@ -51,6 +51,9 @@ def messages(debug: bool) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
+            click.echo(
+                getattr(error, "trace", ""), err=True
+            )  # of where it came from, perhaps another process
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):

@@ -16,7 +16,7 @@ from cluster import mirror
 from cluster.console import Console
 from cluster.resume import Resumed
 from cluster.signals import interruptible
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, UserError, trace_of
 from trainer.recipe import loader
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
@@ -227,7 +227,8 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
             Outcome("KILLED", str(interrupt) or "interrupted").write(journal)
         raise
     except Exception as error:
-        outcome, cause = Outcome("FAILED", f"{type(error).__name__}: {error}"), error
+        reason = f"{type(error).__name__}: {error}"
+        outcome, cause = Outcome("FAILED", reason, trace=trace_of(error)), error
     told = Outcome.read(folder)
     if told is None:  # the workers could not write it
         outcome.write(journal)
@@ -235,7 +236,7 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
     if outcome.status == "KILLED":
         raise KeyboardInterrupt(outcome.reason) from cause
     if outcome.status != "FINISHED":
-        raise RunFailed(outcome.reason) from cause
+        raise RunFailed(outcome.reason or "no reason is known", outcome.trace or "") from cause
 
 
 @contextmanager

@@ -48,4 +48,4 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     recipe = driver.read(path, overrides)
     outcome = run_worker(WorkerGroup.join(recipe.run.device).broadcast(None))
     if outcome.status != "FINISHED":
-        raise RunFailed(outcome.reason)
+        raise RunFailed(outcome.reason or "no reason is known", outcome.trace or "")

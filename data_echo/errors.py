@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+
+_OURS = tuple(
+    f"{Path(__file__).resolve().parents[1] / name}{os.sep}"
+    for name in ("cluster", "data_echo", "optim", "trainer")
+)
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+
 
 class DataError(Exception):
-    """The package's one exception type: `<where>: <key>: <what is wrong>; <what would be right>`."""
+    """The package's one exception type: `<where>: <key>: <what is wrong>; <what would be right>`.
+
+    Attributes:
+        trace: the traceback of the error behind it, as text; it travels between processes.
+    """
+
+    trace = ""
 
     @property
     def wrong(self) -> str:
@@ -36,3 +54,25 @@ class ExampleError(DataError):
     def __str__(self) -> str:
         place = f" ({self.origin})" if self.origin else ""
         return f"{self.split}: example {self.index}{place}: {self.cause}; repair or remove it"
+
+
+def users_line(error: BaseException, own: Collection[str] = ()) -> str:
+    """`file:line` of the innermost line of the user's own code that an error came from; empty where there is
+    none. `own` files are the user's wherever they lie; others unless they are installed, Python's or ours.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in own or not _is_foreign(frame.filename):
+            return f"{relative(frame.filename)}:{frame.lineno}"
+    return ""
+
+
+def relative(file: str) -> str:
+    """A file as it is called from the working folder, if it lies there."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
+def _is_foreign(file: str) -> bool:
+    parts = Path(file).parts
+    installed = "site-packages" in parts or "dist-packages" in parts or file.startswith("<")
+    return installed or file.startswith(_OURS) or file.startswith(_STANDARD)

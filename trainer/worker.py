@@ -17,7 +17,7 @@ from trainer.adaptive.bad_examples import SkippedExamples
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
@@ -26,6 +26,7 @@ from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
 from trainer.run_folder.outcome import Outcome
 from trainer.task import Task
+from trainer.task_calls import checked
 from trainer.training import Training
 
 
@@ -49,14 +50,14 @@ def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
     """
     recipe = spec.plan.recipe
     group = WorkerGroup.join(recipe.run.device)
-    task = spec.make_task()
+    task = checked(spec.make_task())
     own = preparer or InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
     recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile)
     try:
         metrics = _train(spec.plan, group, task, own, recorder)
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
-        return recorder.end(Outcome("FAILED", str(error)))
+        return recorder.end(Outcome("FAILED", str(error), trace=trace_of(error)))
     except KeyboardInterrupt:
         recorder.end(Outcome("KILLED", "interrupted"))
         raise

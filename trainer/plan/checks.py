@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_SERVED = 10**15  # examples of a run: far from the largest number that counts them
+MOST_HELD = 10  # times the training data: a buffer holds examples of several passes, but not of so many
 NEVER = 1000  # an interval of so many trainings is a mistake
 
 
@@ -31,7 +32,8 @@ def data(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
     if batch.shuffle.block > train_examples:
         wrong = f"is {batch.shuffle.block}, and there are {train_examples} training examples"
         yield "batch.shuffle.block", wrong, "give the rows that are read together, or 1"
-    capacity, most = recipe.echo.capacity or 0, max(train_examples, least_capacity(batch, recipe.echo))
+    capacity = recipe.echo.capacity or 0
+    most = MOST_HELD * max(train_examples, least_capacity(batch, recipe.echo))
     if capacity > most:
         wrong = f"is {capacity}, and there are {train_examples} training examples"
         yield "echo.capacity", wrong, f"the largest of use is {most}"
