@@ -133,7 +133,7 @@ def train(
 def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
-    from trainer.plan import memory, report
+    from trainer.plan import memory, rehearsal, report
     from trainer.plan.inputs import Inputs
     from trainer.plan.plan import echo_schedule, resolve
     from trainer.recipe import loader
@@ -148,7 +148,8 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
             click.echo(line)
         return
     click.echo(loader.dump(resolved))
-    click.echo("\n".join(report.lines(plan, memory.rows(plan, inputs.task))))
+    more = [*memory.rows(plan, inputs.task), *rehearsal.rows(plan, inputs.task)]
+    click.echo("\n".join(report.lines(plan, more)))
     if plot:
         from trainer.plan import plot as plots
 

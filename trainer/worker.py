@@ -21,6 +21,7 @@ from trainer.errors import RunFailed, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
+from trainer.plan.rehearsal import unknown_metrics
 from trainer.recipe.durations import Interval, SavingInterval
 from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
@@ -79,10 +80,14 @@ def _train(
         for split in ("validation", "test")
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
+    is_tried = False
     while True:
         with recorder.phase("model and optimizer"):
             state, decisions = recorder.resume()
             training = build(plan, task, group, preparer, state, decisions)
+        if not is_tried:
+            _try_evaluation(validation, training)
+            is_tried = True
         recorder.write("start", **_circumstances(training))
         recorder.write("rewind", step=training.progress.step)
         try:
@@ -98,6 +103,16 @@ def _train(
     recorder.export(training)
     recorder.checkpoints.wait()
     return metrics
+
+
+def _try_evaluation(validation: Evaluation, training: Training) -> None:
+    """Evaluate a little before the first step, so that no training is lost to what only evaluation needs."""
+    names = validation.rehearse(training.model)
+    unknown = [
+        ": ".join((key, f"{wrong}; {right}")) for key, wrong, right in unknown_metrics(training.recipe, names)
+    ]
+    if unknown:
+        raise RunFailed("\n".join(unknown))
 
 
 def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, recorder: Recorder) -> None:

@@ -183,7 +183,7 @@ def _example_error(split: str, source: Source, index: int, error: Exception) -> 
 
 def _cause(error: Exception) -> str:
     """An error with the user's line; one that knows it says so itself."""
-    if hasattr(error, "trace"):
+    if hasattr(error, "trace") and not isinstance(error, DataError):
         return str(getattr(error, "wrong", error))
     place = users_line(error)
     return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
