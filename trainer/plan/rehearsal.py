@@ -104,4 +104,4 @@ def _problem(recipe: Recipe, split: str, error: Exception) -> Problem:
         return error.problems[0]
     wrong, right = with_advice(error, "fix the task")
     kind = "" if isinstance(error, TaskError) or hasattr(error, "trace") else f"{type(error).__name__}: "
-    return recipe.problem("task", f"{split}: {kind}{wrong}", right)
+    return recipe.problem("task", f"{split}: {kind}{wrong.removeprefix(f'{split}: ')}", right)
