@@ -133,14 +133,13 @@ def one_path(where: str | Path) -> Path:
 def _found(where: str, ending: str) -> list[str]:
     """The files that a path, a folder or a pattern stands for, each part of it at least one."""
     path = where if "://" in where else _at_home(where)
-    if "://" not in path and os.path.lexists(path):  # whatever characters its name has
-        return _matching(path, ending)
+    is_there = "://" not in path and os.path.lexists(path)  # whatever characters its name has
     found = []
-    for part in _alternatives(path):
+    for part in [path] if is_there else _alternatives(path):
         names = _matching(part, ending)
         if not names:
             of = "" if part == where else f" (of {where})"
-            is_one = not _several(part) and "://" not in part and not os.path.isdir(part)
+            is_one = (is_there or not _several(part)) and "://" not in part and not os.path.isdir(part)
             wrong = "no such file" if is_one else f"no {ending} files there"
             raise DataError(f"files: {part}{of}: {wrong}; a folder, a file, or a pattern: *{ending}")
         found += names
