@@ -51,9 +51,8 @@ def messages(debug: bool) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-            click.echo(
-                getattr(error, "trace", ""), err=True
-            )  # of where it came from, perhaps another process
+            if isinstance(error, RunFailed) and error.trace:
+                click.echo(f"\nwhere it came from, perhaps another process:\n{error.trace}", err=True)
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):

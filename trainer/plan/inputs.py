@@ -73,11 +73,9 @@ def _sources(recipe: Recipe, task: Task) -> dict[str, Source]:
             sources[split] = task.source(split)
             is_empty = len(sources[split]) == 0
         except TaskError as error:
-            if cause is None or str(error.__cause__ or error) != str(
-                cause
-            ):  # one often takes all splits away
+            before, cause = cause, error.__cause__ or error
+            if before is None or str(cause) != str(before):  # one cause often takes all splits away
                 problems.append(recipe.problem("task", error.wrong, error.right))
-            cause = error.__cause__ or error
         else:
             if is_empty:
                 wrong = f"the {split} split of {recipe.task.use} is empty"

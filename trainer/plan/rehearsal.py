@@ -26,31 +26,29 @@ def rows(plan: Plan, task: Task) -> list[tuple[str, str]]:
     """For each split what prepare, augment, loss and metrics return. RecipeError with all that goes wrong."""
     import torch
 
-    told, problems = [], []
+    told: list[tuple[str, str]] = []
+    problems: dict[str, Problem] = {}  # by what is wrong: one cause often takes all splits away
+    model = None
     with torch.random.fork_rng(devices=[]):
-        model = task.model() if 4 * plan.parameters <= LARGEST_MODEL else None
         for split in SPLITS:
             try:
+                if model is None and 4 * plan.parameters <= LARGEST_MODEL:
+                    model = task.model()
                 steps = dict(_steps(plan, task, split, model))
             except Exception as error:
-                problems.append(_problem(plan.recipe, split, error))
+                problem = _problem(plan.recipe, split, error)
+                problems.setdefault(problem.wrong.removeprefix(f"{split}: "), problem)
             else:
                 told.append((split, "; ".join(f"{step}: {text}" for step, text in steps.items())))
-    if problems:
-        # One cause often takes all splits away: it is told once.
-        refuse(
-            list({problem.wrong.partition(": ")[2]: problem for problem in reversed(problems)}.values())[::-1]
-        )
+    refuse(list(problems.values()))
     return told
 
 
 def unknown_metrics(recipe: Recipe, names: Collection[str]) -> Iterator[Contradiction]:
     """Metrics that the recipe wants and the task has not; `names` are those of one evaluation."""
     known = [*names, *(f"average_{name}" for name in names if recipe.train.average)]
-    for key, section in {
-        "train.target": recipe.train.target,
-        "checkpoint.best": recipe.checkpoint.best,
-    }.items():
+    wanted = {"train.target": recipe.train.target, "checkpoint.best": recipe.checkpoint.best}
+    for key, section in wanted.items():
         if section is not None and section.metric not in known:
             wrong = f"is {section.metric}, and the task measures {', '.join(known)}"
             yield f"{key}.metric", wrong, nearest(section.metric, known)
