@@ -228,7 +228,7 @@ def _is_scalar(value: Any) -> bool:
 
 def _scalar(value: Any) -> Any:
     """A sum or a count without dimensions."""
-    return value if isinstance(value, int | float) else value.reshape(())
+    return value.reshape(()) if getattr(value, "ndim", 0) else value
 
 
 def described(value: Any) -> str:
