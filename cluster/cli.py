@@ -52,6 +52,9 @@ def messages(debug: bool) -> Iterator[None]:
             import traceback
 
             click.echo(hidden(traceback.format_exc()), err=True)
+            if isinstance(error, RunFailed) and error.trace:
+                told = f"\nwhere it came from, perhaps another process:\n{error.trace}"
+                click.echo(hidden(told), err=True)
         if isinstance(error, KeyboardInterrupt):
             said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
         elif isinstance(error, UserError):
@@ -188,7 +191,7 @@ def evaluate(run: str, directory: str, split: str) -> None:
 def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None) -> None:
     """Check a recipe and show it resolved, with its plan."""
     from cluster import driver
-    from trainer.plan import memory, report
+    from trainer.plan import memory, rehearsal, report
     from trainer.plan.inputs import Inputs
     from trainer.plan.plan import echo_schedule, resolve
     from trainer.recipe import loader
@@ -203,7 +206,8 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
             click.echo(line)
         return
     click.echo(loader.dump(resolved))
-    click.echo("\n".join(report.lines(plan, memory.rows(plan, inputs.task))))
+    more = [*memory.rows(plan, inputs.task), *rehearsal.rows(plan, inputs.task)]
+    click.echo("\n".join(report.lines(plan, more)))
     if plot:
         from trainer.plan import plot as plots
 

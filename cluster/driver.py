@@ -19,7 +19,7 @@ from cluster.console import Console
 from cluster.package import in_job
 from cluster.resume import Resumed
 from cluster.signals import SAVING_S, Interrupted, Interruption, interruptible, left_s
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, UserError, trace_of
 from trainer.recipe import loader
 from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
@@ -251,9 +251,8 @@ def _ended(folder: Path, journal: Journal, interruption: Interruption, resume_co
         reason = str(interruption.first or interrupt) or "interrupted"
         outcome, cause = Outcome("KILLED", reason), interrupt
     except Exception as error:
-        outcome, cause = Outcome("FAILED", f"{type(error).__name__}: {error}"), error
-        if isinstance(error, RunFailed):
-            outcome = Outcome("FAILED", str(error))
+        reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        outcome, cause = Outcome("FAILED", reason, trace=trace_of(error)), error
     if interruption.first is not None:
         interruption.ignore()
     told = Outcome.read(folder)
@@ -268,7 +267,7 @@ def _ended(folder: Path, journal: Journal, interruption: Interruption, resume_co
     if told is None and outcome.status == "FAILED":  # nothing of the run's own that would come again
         raise RunFailed(f"{outcome.reason}; {how_to_go_on(folder, resume_command)}") from cause
     if outcome.status != "FINISHED":
-        raise RunFailed(outcome.reason) from cause
+        raise RunFailed(outcome.reason or "no reason is known", outcome.trace or "") from cause
 
 
 @contextmanager

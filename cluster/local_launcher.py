@@ -57,4 +57,4 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     if outcome.status == "KILLED":
         raise interruption.first or KeyboardInterrupt(outcome.reason)
     if outcome.status != "FINISHED":
-        raise RunFailed(outcome.reason)
+        raise RunFailed(outcome.reason or "no reason is known", outcome.trace or "")

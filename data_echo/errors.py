@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+_OURS = tuple(
+    f"{Path(__file__).resolve().parents[1] / name}{os.sep}"
+    for name in ("cluster", "data_echo", "optim", "trainer")
+)
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+
 
 class DataError(Exception):
     """The package's exception, with the message `<where>: <key>: <what is wrong>; <what would be right>`.
 
+
     Attributes:
         wrong, right: the two halves of the message.
+        trace: the traceback of the error behind it, as text, so that it can be sent between processes.
     """
+
+    trace = ""
 
     def __init__(self, wrong: str, right: str) -> None:
         super().__init__(wrong, right)
@@ -36,5 +53,27 @@ class ExampleError(DataError):
         self.origin = origin
         self.cause = cause
 
-    def __reduce__(self) -> tuple[type[ExampleError], tuple[str, int, str, str]]:
-        return type(self), (self.split, self.index, self.origin, self.cause)
+    def __reduce__(self) -> tuple[type[ExampleError], tuple[str, int, str, str], dict[str, Any]]:
+        return type(self), (self.split, self.index, self.origin, self.cause), self.__dict__
+
+
+def users_line(error: BaseException, own: Collection[str] = ()) -> str:
+    """`file:line` of the innermost line of the user's own code that an error came from; empty where there is
+    none. `own` files are the user's wherever they lie; others unless they are installed, Python's or ours.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in own or not _is_foreign(frame.filename):
+            return f"{relative(frame.filename)}:{frame.lineno}"
+    return ""
+
+
+def relative(file: str) -> str:
+    """A file as it is called from the working folder, if it lies there."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
+def _is_foreign(file: str) -> bool:
+    parts = Path(file).parts
+    installed = "site-packages" in parts or "dist-packages" in parts or file.startswith("<")
+    return installed or file.startswith(_OURS) or file.startswith(_STANDARD)

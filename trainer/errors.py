@@ -3,8 +3,10 @@
 The form is `<where>: <key>: <what is wrong, with the value>; <what would be right>`.
 """
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,7 +14,26 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):  # noqa: N818
-    """A run that stops for a reason found later: it is marked FAILED with the reason, the exit code is 1."""
+    """A run that stops for a reason found later: it is marked FAILED with the reason, the exit code is 1.
+
+    Attributes:
+        trace: the traceback of the error behind it, as text; it travels between processes.
+    """
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.trace = trace
+
+
+class TaskError(RunFailed):
+    """What went wrong in a method of the user's task, in the two halves of every message, with its place."""
+
+    def __init__(self, wrong: str, right: str, trace: str = "") -> None:
+        super().__init__(f"{wrong}; {right}", trace)
+        self.wrong, self.right = wrong, right
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.wrong, self.right, self.trace)
 
 
 class RunStopped(Exception):  # noqa: N818
@@ -58,7 +79,12 @@ class InvalidValueError(ValueError):
         return f"{self.wrong}; {self.right}"
 
 
-def with_advice(error: Exception, right: str) -> tuple[str, str]:
+def trace_of(error: BaseException) -> str:
+    """The traceback of the error behind a failure, as text: the one that it carries, or its own."""
+    return getattr(error, "trace", "") or "".join(traceback.format_exception(error))
+
+
+def with_advice(error: BaseException, right: str) -> tuple[str, str]:
     """What is wrong and what would be right, as an error tells them (`wrong` and `right`: InvalidValueError,
     data_echo.DataError, those of optim); of any other error its text and the given `right`.
     """

@@ -139,8 +139,8 @@ def _repeats_with_less_memory(training: Training, failure: Exception | None) -> 
     if training.execution.stack > 1 and any(group.all_gather(isinstance(failure, torch.OutOfMemoryError))):
         training.with_less_memory()
         return True
-    if (reason := group.first_failure(failure)) is not None:
-        raise RunFailed(f"{_where(training)}: {reason}") from failure
+    if (told := group.first_failure(failure)) is not None:
+        raise RunFailed(f"{_where(training)}: {told.reason}", told.trace) from failure
     return False
 
 

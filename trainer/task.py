@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_echo.errors import users_line
 from trainer.errors import Problem, RecipeError, UserError, with_advice
 from trainer.recipe.schema import TaskSection
+from trainer.task_calls import checked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,15 +50,16 @@ def load(section: TaskSection) -> Task:
     _check_arguments(factory, section)
     try:
         task = factory(**section.with_)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wrong, right = with_advice(error, "fix its arguments or its code")
-        wrong = f"{section.use} raised {type(error).__name__}: {wrong}"
+        place = users_line(error, [getattr(sys.modules.get(factory.__module__), "__file__", "")])
+        wrong = f"{section.use} raised {type(error).__name__}: {wrong}" + (f" ({place})" if place else "")
         raise _wrong("task.with", wrong, right) from error
-    missing = [name for name in METHODS if not hasattr(task, name)]
+    missing = [name for name in METHODS if not callable(getattr(task, name, None))]
     if missing:
         right = "a task has all methods of trainer.task.Task"
         raise _wrong("task.use", f"{section.use} has no {', '.join(missing)}", right)
-    return task
+    return checked(task)
 
 
 def make(use: str, with_: dict[str, Any]) -> Task:

@@ -18,15 +18,17 @@ from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
-from trainer.errors import RunFailed, RunStopped, UserError
+from trainer.errors import RunFailed, RunStopped, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
+from trainer.plan.rehearsal import unknown_metrics
 from trainer.recipe.durations import Interval, SavingInterval
 from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
 from trainer.run_folder.outcome import Outcome
 from trainer.task import Task
+from trainer.task_calls import checked
 from trainer.training import Training
 
 
@@ -50,14 +52,14 @@ def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
     """
     recipe = spec.plan.recipe
     group = WorkerGroup.join(recipe.run.device)
-    task = spec.make_task()
+    task = checked(spec.make_task())
     own = preparer or InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
     recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile)
     try:
         metrics = _train(spec.plan, group, task, own, recorder)
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
-        return recorder.end(Outcome("FAILED", str(error)))
+        return recorder.end(Outcome("FAILED", str(error), trace=trace_of(error)))
     except RunStopped as stop:
         return recorder.end(Outcome("KILLED", str(stop)))
     except KeyboardInterrupt:
@@ -81,11 +83,15 @@ def _train(
         for split in ("validation", "test")
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
+    is_tried = False
     while True:
         with recorder.phase("model and optimizer"):
             state, decisions = recorder.resume()
             training = build(plan, task, group, preparer, state, decisions)
             training.stop_asked = recorder.stop_asked
+        if not is_tried:
+            _try_evaluation(validation, training)
+            is_tried = True
         recorder.write("start", **_circumstances(training))
         recorder.write("rewind", step=training.progress.step)
         try:
@@ -101,6 +107,16 @@ def _train(
     metrics = _evaluate(test, training, recorder)
     recorder.checkpoints.wait()
     return metrics
+
+
+def _try_evaluation(validation: Evaluation, training: Training) -> None:
+    """Evaluate a little before the first step, so that no training is lost to what only evaluation needs."""
+    names = validation.rehearse(training.model)
+    unknown = [
+        ": ".join((key, f"{wrong}; {right}")) for key, wrong, right in unknown_metrics(training.recipe, names)
+    ]
+    if unknown:
+        raise RunFailed("\n".join(unknown))
 
 
 def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples, recorder: Recorder) -> None:

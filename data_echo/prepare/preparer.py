@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from data_echo import generators
 from data_echo.draws import Draw
-from data_echo.errors import DataError, ExampleError
+from data_echo.errors import DataError, ExampleError, users_line
 from data_echo.order.hashing import Ints
 from data_echo.prepare.example_form import ExampleForm, PreparedArrays
 from data_echo.sources.source import Source
@@ -164,8 +166,9 @@ class PrepareWorker:
         except DataError:
             raise
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise DataError(f"{split}: task: {cause}", "a task that can be built") from error
+            failed = DataError(f"{split}: task: {_cause(error)}", "a task that can be built")
+            failed.trace = _trace(error)
+            raise failed from error
         return self._task, self._sources[split]
 
 
@@ -188,8 +191,25 @@ def _named(source: Source, index: int) -> str:
 
 
 def _example_error(split: str, source: Source, index: int, error: Exception) -> ExampleError:
-    origin = getattr(source, "origin", None)
-    return ExampleError(split, index, origin(index) if origin else "", f"{type(error).__name__}: {error}")
+    origin = ""
+    if hasattr(source, "origin"):
+        with suppress(Exception):  # it may fail for the same reason
+            origin = str(source.origin(index))
+    failed = ExampleError(split, index, origin, _cause(error))
+    failed.trace = _trace(error)
+    return failed
+
+
+def _cause(error: Exception) -> str:
+    """An error with the user's line; one that knows it says so itself."""
+    if hasattr(error, "trace") and not isinstance(error, DataError):
+        return str(getattr(error, "wrong", error))
+    place = users_line(error)
+    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+
+
+def _trace(error: Exception) -> str:
+    return getattr(error, "trace", "") or "".join(traceback.format_exception(error))
 
 
 class InlinePreparer:

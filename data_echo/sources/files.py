@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_echo.errors import DataError
 from data_echo.sources.skipped import is_hidden, skipped_line
 
+_BRACES = re.compile(r"\{(?:(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})|(?P<texts>[^{},]*(?:,[^{},]*)+))\}")
+_MOST_FILES = 100_000  # of one source
 _OPEN_FILES = 128  # the most that a source keeps open
 _CHUNK_BYTES = 4 * 2**20  # fetched by one request
 _CHANGES = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
@@ -20,8 +24,9 @@ class FileSet:
     """Files in alphabetical order, or in the order in which they are given.
 
     Args:
-        files: a folder, a pattern with `*`, a file, or several files; local paths or fsspec addresses
-            (`s3://bucket/folder`).
+        files: a folder, a pattern, a file, or several of these; local paths or fsspec addresses
+            (`s3://bucket/folder`). `~` is the home folder; patterns hold `*`, `?`, `[a-z]`, `{a,b}` or
+            `{000..003}`, and all that the last two stand for must be there.
         ending: the ending of the files that are taken from a folder.
 
     Attributes:
@@ -29,21 +34,18 @@ class FileSet:
         skipped: a line on those, if any.
 
     Raises:
-        DataError: a file is missing, or there is none.
+        DataError: nothing is there, or a part of it is missing.
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path], ending: str) -> None:
-        if isinstance(files, str | Path):
-            found = _found(str(files), ending)
-            is_listed = found == [str(files)]
-        else:
-            found, is_listed = [str(file) for file in files], True
-        self.names = [name for name in found if is_listed or not is_hidden(_last(name))]
-        hidden = [name for name in found if not is_listed and is_hidden(_last(name))]
+        several = [files] if isinstance(files, str | Path) else list(files)
+        self.names: list[str] = []
+        hidden: list[str] = []
+        for part, names in (found for each in several for found in _found(str(each), ending)):
+            is_named = names == [part]
+            hidden += [name for name in names if not is_named and is_hidden(_last(name))]
+            self.names += [name for name in names if is_named or not is_hidden(_last(name))]
         self.skipped = skipped_line("hidden or system files", hidden)
-        missing = [name for name in self.names if "://" not in name and not Path(name).is_file()]
-        if missing:
-            raise DataError(f"files: {missing[0]}: no such file", f"the path of a {ending} file")
         if not self.names:
             raise DataError(
                 f"files: {files}: no {ending} files there", f"a folder, a file, or a pattern: *{ending}"
@@ -180,15 +182,76 @@ def _latest(kept: OrderedDict[Any, Any], key: Any, most: int) -> Any:
     return kept[key]
 
 
-def _found(where: str, ending: str) -> list[str]:
-    if "://" in where:
+def one_path(where: str | Path) -> Path:
+    """A path of this machine for what cannot be several: `~` is the home folder, patterns are refused."""
+    path = _at_home(str(where))
+    if _several(path) and not os.path.lexists(path):
+        raise DataError(f"files: {where}: a pattern, where one path is wanted", "write it out")
+    return Path(path)
+
+
+def _found(where: str, ending: str) -> Iterator[tuple[str, list[str]]]:
+    """The parts that a path, a folder or a pattern stands for, each with its files, at least one."""
+    path = where if "://" in where else _at_home(where)
+    is_there = "://" not in path and os.path.lexists(path)  # whatever characters its name has
+    for part in [path] if is_there else _alternatives(path):
+        names = _matching(part, ending)
+        if not names:
+            of = "" if part == where else f" (of {where})"
+            is_one = (is_there or not _several(part)) and "://" not in part and not os.path.isdir(part)
+            wrong = "no such file" if is_one else f"no {ending} files there"
+            raise DataError(f"files: {part}{of}: {wrong}", f"a folder, a file, or a pattern: *{ending}")
+        yield part, names
+
+
+def _matching(path: str, ending: str) -> list[str]:
+    if "://" in path:
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(where)
-        pattern = path if "*" in path or path.endswith(ending) else f"{path.rstrip('/')}/*{ending}"
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        is_one = _several(inner) or inner.endswith(ending)
+        pattern = inner if is_one else f"{inner.rstrip('/')}/*{ending}"
         return sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(pattern))
-    if "*" in where:
-        return sorted(str(path) for path in Path(where).parent.glob(Path(where).name))
-    if Path(where).is_dir():
-        return sorted(str(path) for path in Path(where).glob(f"*{ending}"))
-    return [where]
+    if os.path.isdir(path):
+        return sorted(str(inside) for inside in Path(path).glob(f"*{ending}"))
+    if os.path.lexists(path):
+        return [path] if os.path.isfile(path) else []
+    return sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+
+
+def _several(path: str) -> bool:
+    return glob.has_magic(path) or _BRACES.search(path) is not None
+
+
+def _at_home(path: str) -> str:
+    """A path with its `~` replaced, on this machine."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~") and not os.path.lexists(whole):
+        raise DataError(
+            f"files: {path}: no user {whole.partition('/')[0]} is known here", "write the path out"
+        )
+    return whole
+
+
+def _alternatives(path: str) -> list[str]:
+    """What a path with `{a,b}` or `{000..003}` stands for, in order."""
+    waiting, whole = [path], []
+    while waiting:
+        path = waiting.pop(0)
+        match = _BRACES.search(path)
+        if match is None:
+            whole.append(path)
+            continue
+        texts = match["texts"].split(",") if match["texts"] else _counted(path, match["first"], match["last"])
+        waiting[:0] = [path[: match.start()] + text + path[match.end() :] for text in texts]
+        if len(waiting) + len(whole) > _MOST_FILES:
+            raise DataError(f"files: {path}: stands for more than {_MOST_FILES} files", "name fewer")
+    return whole
+
+
+def _counted(path: str, first: str, last: str) -> list[str]:
+    """The numbers from first to last, as wide as they are written."""
+    if int(last) - int(first) not in range(_MOST_FILES):
+        wrong = f"{{{first}..{last}}} counts no files, or more than {_MOST_FILES}"
+        raise DataError(f"files: {path}: {wrong}", "{000..127} counts upwards")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

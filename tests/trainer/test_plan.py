@@ -182,8 +182,11 @@ class Modelless(Points):
     ("task", "message"),
     [
         (Points(held_out=0), "r.yaml:2: task: the validation split of a:B is empty; give it examples"),
-        (Silent(), "r.yaml:2: task: source('train') of a:B raised OSError: the disk is gone; fix the task"),
-        (Modelless(), "r.yaml:2: task: model() of a:B raised ValueError: no such size; take another"),
+        (Silent(), "r.yaml:2: task: source('train') of Silent raised OSError: the disk is gone (tests/"),
+        (
+            Modelless(),
+            "r.yaml:2: task: model() of Modelless raised ValueError: no such size; take another (tests/",
+        ),
     ],
 )
 def test_what_the_task_cannot_give_is_refused(task, message):

@@ -283,7 +283,7 @@ def test_thousands_of_mutations_are_read_or_refused():
     "schedule.decay.at=[{epochs: 4}, {epochs: 2}]", "schedule.decay.at=[{epochs: 10}]",
     "schedule.decay={shape: exponential, factor: 0.9, hold: {epochs: 11}}",
     "schedule.decay={shape: exponential, factor: 0.9, every: {epochs: 0.0001}}",
-    "echo.capacity=1001", "eval.every={epochs: 100000}", "checkpoint.every={steps: 10000000}",
+    "echo.capacity=10001", "eval.every={epochs: 100000}", "checkpoint.every={steps: 10000000}",
     "train.target={metric: loss, at_most: .nan}", "schedule.scale={rule: power, base_batch: 1, power: 300}",
     "train.epochs=0.0001", "train.steps=100000000000000", "train.average.start={epochs: 10}",
     "batch.growth={shape: multiply, at: [{epochs: 1}, {epochs: 2}, {epochs: 3}, {epochs: 4}], factor: 1001}",
@@ -298,7 +298,7 @@ def test_what_is_out_of_all_bounds_is_refused_with_its_key(override):
     with Bounded():
         said = refusal(text, [override])
     assert said is not None
-    assert key.split(".")[0] in said or "nested more than" in said
+    assert key.split(".")[0] in said
     assert said.startswith(("--set: ", "r.yaml:"))
 
 

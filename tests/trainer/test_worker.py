@@ -247,7 +247,10 @@ def test_a_target_that_the_task_does_not_measure_is_refused_with_what_it_does(tm
     chosen = recipe(train={"epochs": 1, "target": {"metric": "acuracy", "at_least": 0.9}})
     outcome = run_worker(order(tmp_path, chosen))
     assert outcome.status == "FAILED"
-    assert "acuracy; it has accuracy, loss" in str(outcome.reason)
+    assert "train.target.metric: is acuracy, and the task measures accuracy, loss; did you" in str(
+        outcome.reason
+    )
+    assert not kinds(tmp_path, "step")
 
 
 @pytest.mark.parametrize(("budget", "what"), [({"fresh": 200}, "200 fresh"), ({"minutes": 1e-6}, "minutes")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,6 +49,22 @@ class Evaluation:
         model.train(was_training)
         return self._means(sums)
 
+    def rehearse(self, model: nn.Module) -> list[str]:
+        """The names of the metrics, from one block that is evaluated ahead of time. The model's buffers, which
+        that may move, are put back; generators are seeded wherever they are drawn from.
+        """
+        names: list[str] = []
+        with self.group.raise_on_all(f"trying {self.split}"), _undisturbed(model):
+            if self.mine:
+                index = self.mine[0]
+                request = PrepareRequest(self.split, np.zeros_like(index), index)
+                block = self.preparer.collect(self.preparer.submit(request))
+                if not self.kept and sum(value.nbytes for value in block.values()) <= KEPT_BYTES:
+                    self.kept.append(block)
+                batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
+                names = sorted(self._metrics(model, batch))
+        return self.group.broadcast(names)
+
     def _metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         metrics = self.task.metrics(model, batch)
         return metrics if "loss" in metrics else {"loss": self.task.loss(model, batch), **metrics}
@@ -90,3 +107,24 @@ def _sum(values: Sequence[float]) -> float:
         return math.fsum(values)
     except (OverflowError, ValueError):  # beyond all floats, or infinities of both signs
         return sum(values)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; its modes and its buffers are put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with torch.inference_mode():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for owner, name, buffer, value in buffers:
+            owner._buffers[name] = buffer.copy_(value)

@@ -6,16 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_echo import DataError
-from trainer.errors import RunFailed, UserError
+from trainer.errors import RunFailed, UserError, trace_of
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
+
+
+class Failure(NamedTuple):
+    """What went wrong on a worker, as text that travels."""
+
+    reason: str
+    trace: str
 
 
 @dataclass(frozen=True)
@@ -101,14 +108,14 @@ class WorkerGroup:
             yield
         except Exception as error:
             failure = error
-        reason = self.first_failure(failure)
-        if reason is not None:
-            raise RunFailed(f"{what}: {reason}") from failure
+        told = self.first_failure(failure)
+        if told is not None:
+            raise RunFailed(f"{what}: {told.reason}", told.trace) from failure
 
-    def first_failure(self, failure: Exception | None) -> str | None:
-        """The first worker's failure as text, on every worker; None if nobody has any."""
-        reason = None if failure is None else _text(failure)
-        return next((told for told in self.all_gather(reason) if told is not None), None)
+    def first_failure(self, failure: Exception | None) -> Failure | None:
+        """The first worker's failure, on every worker; None if nobody has any."""
+        own = None if failure is None else Failure(_text(failure), trace_of(failure))
+        return next((told for told in self.all_gather(own) if told is not None), None)
 
 
 def _text(failure: Exception) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_SERVED = 10**15  # examples of a run: far from the largest number that counts them
+MOST_HELD = 10  # times the training data: a buffer holds examples of several passes, but not of so many
+SMALLEST = 1e-30  # of learning rates: fp32 knows nothing smaller
 NEVER = 1000  # an interval of so many trainings is a mistake
 
 
@@ -31,7 +33,8 @@ def data(recipe: Recipe, train_examples: int) -> Iterator[Contradiction]:
     if batch.shuffle.block > train_examples:
         wrong = f"is {batch.shuffle.block}, and there are {train_examples} training examples"
         yield "batch.shuffle.block", wrong, "give the rows that are read together, or 1"
-    capacity, most = recipe.echo.capacity or 0, max(train_examples, least_capacity(batch, recipe.echo))
+    capacity = recipe.echo.capacity or 0
+    most = MOST_HELD * max(train_examples, least_capacity(batch, recipe.echo))
     if capacity > most:
         wrong = f"is {capacity}, and there are {train_examples} training examples"
         yield "echo.capacity", wrong, f"the largest of use is {most}"
@@ -66,10 +69,14 @@ def schedule(recipe: Recipe, stages: BatchStages, rate: LearningRate) -> Iterato
         if every and every.unit != "minutes" and rate.in_examples(every) > most:
             wrong = f"is {every}, over {NEVER} times as long as training"
             yield f"{key}.every.{every.unit}", wrong, "give a length within training"
-    if not 0 < rate.peak <= LARGEST:
-        scale = recipe.schedule.scale
-        wrong = f"scales optimizer.lr from batch {scale.base_batch} to a rate of {rate.peak:.4g}"
-        yield "schedule.scale", wrong, f"the rate should be above 0 and at most {LARGEST:g}"
+    if not SMALLEST <= rate.peak <= LARGEST:
+        rule = recipe.schedule.scale.rule
+        key = "optimizer.lr" if rule == "none" else "schedule.scale"
+        yield (
+            key,
+            f"makes a rate of {rate.peak:.4g} by rule {rule}",
+            f"the rate should be between {SMALLEST:g} and {LARGEST:g}",
+        )
 
 
 def _stretches(recipe: Recipe, rate: LearningRate) -> Iterator[Contradiction]:

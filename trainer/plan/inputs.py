@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import RecipeError, refuse, with_advice
+from trainer.errors import Problem, RecipeError, TaskError, refuse
 from trainer.recipe.schema import Recipe
 from trainer.task import SPLITS, Task, load
+from trainer.task_calls import checked
 
 if TYPE_CHECKING:
     from data_echo import Source
@@ -27,6 +28,7 @@ class Inputs:
             task = task or load(recipe.task)
         except RecipeError as error:
             raise recipe.placed(error) from error
+        task = checked(task)
         return cls(task, _sources(recipe, task))
 
     @property
@@ -67,24 +69,24 @@ class Inputs:
             except Exception:  # a model that looks at its numbers while it is made
                 try:
                     model = self.task.model()
-                except Exception as error:
-                    problem = _raised(recipe, f"model() of {recipe.task.use}", error)
-                    raise RecipeError([problem]) from error
+                except TaskError as error:
+                    raise RecipeError([recipe.problem("task", error.wrong, error.right)]) from error
         initial_weights.freeze(model, recipe.init.freeze)
         return model
 
 
 def _sources(recipe: Recipe, task: Task) -> dict[str, Source]:
     sources: dict[str, Source] = {}
-    problems, cause = [], None
+    problems: list[Problem] = []
+    cause: BaseException | None = None
     for split in SPLITS:
         try:
             sources[split] = task.source(split)
             is_empty = len(sources[split]) == 0
-        except Exception as error:
-            if cause is None or str(error) != str(cause):  # one cause often takes all splits away
-                problems.append(_raised(recipe, f"source({split!r}) of {recipe.task.use}", error))
-            cause = error
+        except TaskError as error:
+            before, cause = cause, error.__cause__ or error
+            if before is None or str(cause) != str(before):  # one cause often takes all splits away
+                problems.append(recipe.problem("task", error.wrong, error.right))
         else:
             if is_empty:
                 wrong = f"the {split} split of {recipe.task.use} is empty"
@@ -116,8 +118,3 @@ def _classes_apart(recipe: Recipe, sources: dict[str, Any]) -> list[Any]:
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(map(str, names[:5])) + (f", ... ({len(names)})" if len(names) > 5 else "")
-
-
-def _raised(recipe: Recipe, where: str, error: Exception) -> Any:
-    wrong, right = with_advice(error, "fix the task")
-    return recipe.problem("task", f"{where} raised {type(error).__name__}: {wrong}", right)

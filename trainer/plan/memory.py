@@ -31,7 +31,7 @@ def _memory(plan: Plan, task: Task) -> str:
     try:
         activations = activation_bytes(plan, task)
     except Exception as error:  # the user's own code, under tensors that have no numbers
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = str(getattr(error, "wrong", f"{type(error).__name__}: {error}")).partition("\n")[0]
         return f"{known} + activations that could not be estimated ({reason})"
     whole = in_bytes(2 * weights + state + activations)
     micro = f"activations of a micro-batch of {plan.recipe.batch.micro}"

@@ -49,7 +49,7 @@ def lines(plan: Plan, width: int = 80, height: int = 8) -> list[str]:
 
 def _bars(values: Sequence[float], height: int) -> list[str]:
     """One column per value, as high as its fraction of the largest; the top row first."""
-    scale = 8 * height / (max(values) or 1.0)
-    eighths = [round(value * scale) for value in values]
+    largest = max(values) or 1.0
+    eighths = [round(value / largest * 8 * height) for value in values]
     rows = range(height - 1, -1, -1)
     return ["".join(EIGHTHS[min(8, max(0, high - 8 * row))] for high in eighths) for row in rows]

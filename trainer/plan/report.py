@@ -38,14 +38,16 @@ def _batch(plan: Plan) -> list[Row]:
         ("workers", f"{workers} of at most {plan.largest_workers}{busiest}"),
     ]
     if batch.growth:
-        stages = [
-            stage
-            if isinstance(stage, str)
-            else f"{stage.batch_size:,} from {stage.start:,} on ({plan.busiest_worker(stage.batch_size):.0%})"
-            for stage in _few(plan.stages.stages)
-        ]
-        rows.append(("batch growth", f"{', '.join(stages)}: of each step, by the busiest worker"))
+        stages = ", ".join(_stage(plan, stage) for stage in _few(plan.stages.stages))
+        rows.append(("batch growth", f"{stages}: of each step, by the busiest worker"))
     return rows
+
+
+def _stage(plan: Plan, stage: Any) -> str:
+    """A stage of a growing batch, or the sign for those that are left out."""
+    if isinstance(stage, str):
+        return stage
+    return f"{stage.batch_size:,} from {stage.start:,} on ({plan.busiest_worker(stage.batch_size):.0%})"
 
 
 def _rate(plan: Plan) -> list[Row]:

@@ -160,7 +160,7 @@ class _Draft:
                 values.pop(unit, None)
         self.places = {k: place for k, place in self.places.items() if not k.startswith(f"{key}.")}
         self.places[key] = (OVERRIDE, None)
-        node = _composed_override(value)
+        node = _composed_override(value, key)
         values[name] = None if node is None else self.construct(node, key, OVERRIDE)
 
     def recipe(self) -> Recipe:
@@ -283,11 +283,11 @@ class _Loader(yaml.BaseLoader):
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def _compose(text: str, file: str) -> yaml.Node | None:
+def _compose(text: str, file: str, key: str = "") -> yaml.Node | None:
     """The tree of nodes."""
     if len(text) > MOST_CHARACTERS:
         wrong, line = f"has {len(text)} characters", None if file == OVERRIDE else 1
-        raise RecipeError([Problem(file, line, "", wrong, f"write at most {MOST_CHARACTERS}")])
+        raise RecipeError([Problem(file, line, key, wrong, f"write at most {MOST_CHARACTERS}")])
     try:
         return yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for \UFFFFFFFF
@@ -295,12 +295,12 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         position = getattr(error, "position", 0)  # of a character that YAML does not allow
         line = None if file == OVERRIDE else mark.line + 1 if mark else text.count("\n", 0, position) + 1
         wrong = getattr(error, "problem", None) or str(error).replace("\n", " ")
-        raise RecipeError([Problem(file, line, "", f"is not YAML: {wrong}", "correct the line")]) from error
+        raise RecipeError([Problem(file, line, key, f"is not YAML: {wrong}", "correct the line")]) from error
 
 
-def _composed_override(value: str) -> yaml.Node | None:
+def _composed_override(value: str, key: str) -> yaml.Node | None:
     """The tree of an override's value. A command line has no comments: `#fff` and `no #1` are texts."""
-    node = _compose(value, OVERRIDE)
+    node = _compose(value, OVERRIDE, key)
     is_plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
     if is_plain and re.search(r"(^|\s)#", value) and value.lstrip()[0] not in "!&*":
         return yaml.ScalarNode("tag:yaml.org,2002:str", value.strip(), style="'")

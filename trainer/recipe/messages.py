@@ -52,7 +52,7 @@ def in_bytes(number: float) -> str:
 
 
 def _in_words(error: ErrorDetails) -> Contradiction:
-    key, model = _locate(error["loc"])
+    key, model, names = _locate(error["loc"])
     kind, value, context = error["type"], plain(error["input"]), error.get("ctx", {})
     name = key.rpartition(".")[2]
     match kind:
@@ -76,7 +76,7 @@ def _in_words(error: ErrorDetails) -> Contradiction:
         case "string_pattern_mismatch":
             return key, f"is {value}", f"give the {_description(model, name)}"
         case "model_type":
-            return key, f"is {value}", f"give keys: {', '.join(_keys(SECTIONS[tuple(key.split('.'))]))}"
+            return key, f"is {value}", f"give keys: {', '.join(_keys(SECTIONS[names]))}"
     right = error["msg"].replace("Input should be", "it should be").replace("valid tuple", "list")
     return key, f"is {value}", right
 
@@ -86,8 +86,10 @@ def _tags(key: str) -> list[str]:
     return [loc[-1] for loc in SECTIONS if ".".join(loc[:-1]) == key]
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
-    """The dotted key of a pydantic location, without tags of unions, and the section that holds the key."""
+def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section], tuple[str, ...]]:
+    """The dotted key of a pydantic location, without tags of unions, the section that holds the key, and the
+    location's names as `SECTIONS` has them.
+    """
     key: list[str] = []
     names: tuple[str, ...] = ()
     model = SECTIONS[()]
@@ -105,7 +107,7 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
             if field is not None and get_origin(field.annotation) is dict:
                 key.append(part)
             break
-    return ".".join(key), model
+    return ".".join(key), model, names
 
 
 def _keys(model: type[Section]) -> dict[str, str]:

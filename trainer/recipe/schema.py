@@ -40,7 +40,9 @@ class TaskSection(Section):
     """The model, its data and its loss: the user's own code."""
 
     use: str = Field(
-        description="`package.module:Class` of the task", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+        description="`package.module:Class` of the task",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        max_length=500,
     )
     with_: dict[str, Any] = Field(
         default={}, alias="with", description="keyword arguments of the task's class"

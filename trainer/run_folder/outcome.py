@@ -11,11 +11,12 @@ from trainer.run_folder.journal import Journal
 
 @dataclass(frozen=True)
 class Outcome:
-    """FINISHED with the metrics of the test split; FAILED or KILLED with the reason."""
+    """FINISHED with the metrics of the test split; FAILED or KILLED with the reason, and the traceback."""
 
     status: str
     reason: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    trace: str | None = field(default=None, compare=False)
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
@@ -23,7 +24,7 @@ class Outcome:
         line = journal.last(folder)
         if line is None or line["kind"] != "end":
             return None
-        return cls(line["status"], line["reason"], line["metrics"])
+        return cls(line["status"], line["reason"], line["metrics"], line.get("trace"))
 
     def write(self, to: Journal) -> None:
         """End the journal with it."""
