@@ -15,6 +15,7 @@ def resume_command(path: str, overrides: Sequence[str], flags: Sequence[str] = (
 
 def how_to_go_on(folder: Path, command: str) -> str:
     """What is there to go on from in a run's folder, and the command that does."""
-    saved = sorted((folder / layout.CHECKPOINTS).glob(f"{layout.ANY_CHECKPOINT}/{layout.MANIFEST}"))
-    step = f"step {saved[-1].parent.name.rpartition('-')[2].lstrip('0')}" if saved else "its first step"
-    return f"`{command}` goes on from {step}"
+    found = (folder / layout.CHECKPOINTS).glob(f"{layout.ANY_CHECKPOINT}/{layout.MANIFEST}")
+    steps = [path.parent.name.rpartition("-")[2] for path in found if path.is_file()]
+    newest = max((int(step) for step in steps if step.isdecimal()), default=0)
+    return f"`{command}` goes on from {f'step {newest}' if newest else 'its first step'}"
