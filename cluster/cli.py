@@ -111,12 +111,13 @@ def train(
     if local_launcher.is_torchrun():
         return local_launcher.train_under_torchrun(recipe, overrides, options)
     console = Console()
+    local_launcher.leave_torchrun(console)
     flags = ["--local"] if local else ["--address", address] if address else []
     command = resume_command(recipe, overrides, flags)
     if local:
         overrides = (*overrides, "run.workers=1")
     planned = driver.prepare(recipe, overrides, console, command)
-    address = None if local else ray_launcher.address_of(address)
+    address = None if local else ray_launcher.address_of(address)  # asked whether it answers
     if address is None:
         ray_launcher.refuse_what_does_not_fit(planned.recipe)
     if local:
@@ -267,6 +268,9 @@ def stop(job: str, address: str | None) -> None:
 
 def main() -> None:
     """The entry point of `lockstep` and of `python -m cluster.cli`."""
+    from cluster.reach import reach_loopback_directly
+
+    reach_loopback_directly()
     lockstep(prog_name="lockstep")
 
 

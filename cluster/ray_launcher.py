@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.driver import LaunchContext, Launcher
 from cluster.ray_cluster import connected, lost_process
+from cluster.reach import refuse_silent_cluster
 from trainer.errors import RunFailed, UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
@@ -41,9 +42,15 @@ def on(address: str | None) -> Launcher:
 
 
 def address_of(address: str | None) -> str | None:
-    """The address of the cluster to use: the one named, else RAY_ADDRESS; None for one of our own."""
+    """The address of the cluster to use: the one named, else RAY_ADDRESS; None for one of our own.
+
+    UserError where nobody answers there.
+    """
     named = address or os.environ.get("RAY_ADDRESS")
-    return None if named == "local" else named
+    if named is None or named == "local":
+        return None
+    refuse_silent_cluster(named, "--address" if address else "RAY_ADDRESS")
+    return named
 
 
 def refuse_what_does_not_fit(recipe: Recipe) -> None:
@@ -173,6 +180,7 @@ def work(config: dict[str, Any]) -> None:
         raise RunFailed(
             f"checkpoint.dir: {folder} is not there on every node; give a folder that all nodes share"
         )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))  # whatever the node's shell had there
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     if size > 1:
         meeting_point = broadcast_from_rank_zero(

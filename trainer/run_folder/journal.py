@@ -21,7 +21,7 @@ from typing import Any
 
 from trainer.recipe.redaction import hidden_in
 from trainer.run_folder import layout
-from trainer.run_folder.durable import make_durable
+from trainer.run_folder.durable import make_durable, naming
 from trainer.run_folder.journal_lines import completed, wrong_with
 
 FLUSH_INTERVAL_S = 0.2
@@ -40,7 +40,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / layout.JOURNAL
+        self.path = path = Path(folder) / layout.JOURNAL
         is_new = not path.exists()
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
         self._pending: list[bytes] = [] if _ends_whole(path) else [b"\n"]
@@ -72,8 +72,9 @@ class Journal:
     def flush(self) -> None:
         """Hand all that was written to the operating system."""
         rest = memoryview(b"".join(self._pending))
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        with naming(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._pending.clear()
         self._flushed_at = time.monotonic()
 
