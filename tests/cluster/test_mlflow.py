@@ -67,7 +67,8 @@ def test_no_secret_is_in_any_file_of_a_run_on_the_screen_in_ps_or_in_mlflow(fold
         "SOME_DATABASE": "postgresql://me:planted-five@host/db",
     }
     code = (folder / "my_task.py").read_text()
-    says = "def source(self, split):\n        import os, sys; print(os.environ['A_SERVICE_TOKEN'], file=sys.stderr)"
+    says = "def source(self, split):\n        import os, sys\n"
+    says += "        print(os.environ['A_SERVICE_TOKEN'], file=sys.stderr)"
     (folder / "my_task.py").write_text(code.replace("def source(self, split):", says))
     settings = ("--set", "checkpoint.mirror=copies", "--set", "track.uri=null")
     command = Command("train", "tiny.yaml", *settings, cwd=folder, **planted)
