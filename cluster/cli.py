@@ -156,10 +156,11 @@ def _train(
     if local_launcher.is_torchrun():
         return local_launcher.train_under_torchrun(recipe, overrides, chosen)
     console = Console()
+    local_launcher.leave_torchrun(console)
     if local:
         overrides = (*overrides, "run.workers=1")
     planned = driver.prepare(recipe, overrides, console)
-    address = None if local else ray_launcher.address_of(address)
+    address = None if local else ray_launcher.address_of(address)  # asked whether it answers
     if address is None:
         ray_launcher.refuse_what_does_not_fit(planned.recipe)
     if local:
@@ -325,6 +326,9 @@ def stop(job: str, address: str | None) -> None:
 
 def main() -> None:
     """The entry point of `lockstep` and of `python -m cluster.cli`."""
+    from cluster.reach import reach_loopback_directly
+
+    reach_loopback_directly()
     lockstep(prog_name="lockstep")
 
 

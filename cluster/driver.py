@@ -24,6 +24,7 @@ from trainer.recipe import loader
 from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
+from trainer.run_folder.durable import naming
 from trainer.run_folder.journal import Journal, Tail
 from trainer.run_folder.outcome import Outcome
 from trainer.tracking import address as tracking_address
@@ -143,8 +144,9 @@ def train(
         stack.enter_context(layout.locked(folder))
         (folder / layout.STOP).unlink(missing_ok=True)
         stack.enter_context(mirror.mirroring(recipe.checkpoint.mirror, folder, console))
-        (folder / layout.RECIPE).write_text(loader.dump(recipe))
-        (folder / layout.PLAN).write_text("\n".join(report.lines(plan)) + "\n")
+        with naming(folder):
+            (folder / layout.RECIPE).write_text(loader.dump(recipe))
+            (folder / layout.PLAN).write_text("\n".join(report.lines(plan)) + "\n")
         journal = stack.enter_context(closing(Journal(folder)))
         history = journal.size
         journal.write("stage", name="recipe and plan", seconds=planned.seconds)

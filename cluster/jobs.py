@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from cluster import driver
 from cluster.package import IGNORE, JOB_BYTES, Listing, packed
 from cluster.ray_cluster import code_for_workers
+from cluster.reach import refuse_silent_head
 from trainer.errors import RunFailed, UserError
 from trainer.recipe.redaction import hidden
 from trainer.task import refuse_shadows
@@ -95,6 +97,7 @@ def logs(job_id: str, address: str | None) -> str:
 def follow_logs(job_id: str, address: str | None) -> Iterator[str]:
     """What a job has written and writes, until it ends."""
     with connected(address) as client:
+        client.get_job_status(job_id)  # an unknown one has no log, and no end
         pieces = client.tail_job_logs(job_id)
         with asyncio.Runner() as runner:
             while (piece := runner.run(anext(pieces, None))) is not None:
@@ -119,6 +122,7 @@ def stop(job_id: str, address: str | None) -> str:
 def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
     """A client of the head at `address`; what goes wrong between us becomes a message."""
     url = head_url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or HOME_ADDRESS)
+    refuse_silent_head(url)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -135,9 +139,18 @@ def connected(address: str | None) -> Iterator["JobSubmissionClient"]:
             f"{url}: no Ray head answers there; give --address http://HOST:PORT of its dashboard"
         ) from error
     except RuntimeError as error:
-        raise RunFailed(str(error).strip().splitlines()[-1]) from error
+        raise _refusal(str(error)) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _refusal(text: str) -> Exception:
+    """What a head has refused, as it says it, with the cure where there is one."""
+    if (unknown := re.search(r"[Jj]ob (\S+) (?:does not exist|not found)", text)) is not None:
+        return UserError(f"{unknown[1]}: there is no such job; `lockstep status` lists them")
+    if re.search(r"\b413\b|Too Large|exceeds the maximum size", text):
+        return UserError(f"the head takes no archive as large as this one; name what stays here in {IGNORE}")
+    return RunFailed(text.strip().splitlines()[-1] if text.strip() else "the head refused without a word")
 
 
 def head_url(address: str) -> str:

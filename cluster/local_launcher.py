@@ -8,6 +8,8 @@ from cluster import driver
 from cluster.console import Console
 from cluster.signals import interruptible
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a process of a group is told
+
 
 def in_process(context: driver.LaunchContext) -> None:
     """Train in this process; examples are prepared in line."""
@@ -18,8 +20,16 @@ def in_process(context: driver.LaunchContext) -> None:
 
 
 def is_torchrun() -> bool:
-    """Whether this process is one of several that torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether this process is one that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and all(name in os.environ for name in TORCHRUN)
+
+
+def leave_torchrun(console: Console) -> None:
+    """Forget what another launcher has left in the environment: this run's processes are its own."""
+    left = {name: os.environ.pop(name) for name in TORCHRUN if name in os.environ}
+    if left:
+        told = ", ".join(f"{name}={value}" for name, value in left.items())
+        console.say(f"  left out of account, as torchrun did not start this process: {told}")
 
 
 def train_under_torchrun(path: str, overrides: Sequence[str], options: driver.TrainOptions) -> None:

@@ -272,7 +272,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _manifests(folder: Path) -> dict[str, bytes]:
     found = (folder / CHECKPOINTS).glob(f"{layout.ANY_CHECKPOINT}/{MANIFEST}")
-    return {path.parent.name: path.read_bytes() for path in found}
+    return {path.parent.name: path.read_bytes() for path in found if path.is_file()}
 
 
 def _numbers(address: str, name: str) -> list[int]:

@@ -1,6 +1,7 @@
 """The MLflow UI: a server on the loopback interface, for as long as the command runs."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def _server(uri: str, port: int, console: Console) -> Iterator[subprocess.Popen]
             | {"MLFLOW_BACKEND_STORE_URI": uri},  # which `ps` does not show
             start_new_session=True,  # so that its own children can be ended with it
         )
+        guard = _ends_with_us(server.pid)
         try:
             with console.waiting("starting the MLflow server"):
                 if not _answers(server, port):
@@ -64,8 +66,28 @@ def _server(uri: str, port: int, console: Console) -> Iterator[subprocess.Popen]
                     raise RunFailed(f"the MLflow server did not start:\n{log.read().strip()}")
             yield server
         finally:
-            os.killpg(server.pid, 15)
+            guard.kill()
+            guard.wait()
+            os.killpg(server.pid, signal.SIGTERM)
             server.wait()
+
+
+def _ends_with_us(group: int) -> subprocess.Popen:
+    """A process that waits for this one to end, however it does, and ends a group of processes then."""
+    program = (
+        "import os, signal, sys, time\n"
+        "sys.stdin.read()\n"  # ends with the process at the other end of the pipe
+        "for number, pause_s in (signal.SIGTERM, 5), (signal.SIGKILL, 0):\n"
+        f"    os.killpg({group}, number)\n"
+        "    time.sleep(pause_s)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _answers(server: subprocess.Popen, port: int) -> bool:

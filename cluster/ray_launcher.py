@@ -7,6 +7,7 @@ from functools import partial
 
 from cluster.driver import LaunchContext, Launcher
 from cluster.ray_cluster import connected, lost_process
+from cluster.reach import refuse_silent_cluster
 from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
@@ -26,9 +27,15 @@ def on(address: str | None) -> Launcher:
 
 
 def address_of(address: str | None) -> str | None:
-    """The address of the cluster to use: the one named, else RAY_ADDRESS; None for one of our own."""
+    """The address of the cluster to use: the one named, else RAY_ADDRESS; None for one of our own.
+
+    UserError where nobody answers there.
+    """
     named = address or os.environ.get("RAY_ADDRESS")
-    return None if named == "local" else named
+    if named is None or named == "local":
+        return None
+    refuse_silent_cluster(named, "--address" if address else "RAY_ADDRESS")
+    return named
 
 
 def refuse_what_does_not_fit(recipe: Recipe) -> None:

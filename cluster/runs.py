@@ -95,7 +95,11 @@ def prune(directory: str, names: Sequence[str]) -> list[str]:
                 raise UserError(f"{folder}: is not finished; its checkpoints are what it would go on from")
             continue
         checkpoints = folder / layout.CHECKPOINTS
-        freed = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+        if folder.is_symlink() or checkpoints.is_symlink():
+            lines.append(f"{folder.name}: its checkpoints are behind a link, and were left")
+            continue
+        inside = [path for path in checkpoints.rglob("*") if not path.is_symlink()]
+        freed = sum(path.stat().st_size for path in inside if path.is_file())
         with layout.locked(folder):
             shutil.rmtree(checkpoints, ignore_errors=True)
         lines.append(f"{folder.name}: {freed / 1e6:,.1f} MB of checkpoints removed")

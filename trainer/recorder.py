@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from trainer.distributed.group import WorkerGroup
+from trainer.errors import RunFailed
 from trainer.loop import Step
 from trainer.plan.provenance import Provenance
 from trainer.profiling import profiled
@@ -141,6 +143,8 @@ class Recorder:
 def _export(model: nn.Module, path: Path) -> None:
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     # The format wants storage of its own for each tensor.
-    save_file(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path
-    )
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    try:
+        save_file(own, path)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"{path}: the trained model could not be written: {error}") from error

@@ -95,6 +95,10 @@ def _find(section: TaskSection) -> Any:
         if f"{module_name}.".startswith(f"{error.name}."):
             wrong = f"is {section.use}, and there is no module {error.name} in {folder} or installed"
             raise _wrong("task.use", wrong, "run from the folder that holds it, or install it") from error
+        if error.name is None:  # raised by hand, with words of its own
+            raise _wrong(
+                "task.use", f"{module_name} cannot be imported: {error}", "see to that first"
+            ) from error
         raise _wrong("task.use", f"{module_name} needs {error.name}", f"install {error.name}") from error
     except (Exception, SystemExit) as error:
         wrong = f"importing {module_name} raised {type(error).__name__}: {error}"

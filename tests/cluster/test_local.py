@@ -1,6 +1,7 @@
 """`lockstep train --local` as a user sees it: output, folder, exit code."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from tests.cluster.commands import (
     user_folder,
     wait_for_checkpoint,
 )
-from tests.cluster.processes import remaining
+from tests.cluster.processes import descendants, remaining, until
 
 
 @pytest.fixture
@@ -273,6 +274,32 @@ def test_short_runs_under_torchrun_end_as_they_should(folder):
             command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun_costs_no_step(folder, number):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "train.epochs=1000000"]
+    with open(folder / "screen", "w") as screen:
+        process = subprocess.Popen(
+            [*command, "--set", "checkpoint.every.steps=1000000"],
+            cwd=folder,
+            env=environment(),
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+        )
+    until(lambda: journal(folder / "runs/tiny-001", "evaluation"), 120)
+    family = descendants(process.pid)
+    os.killpg(process.pid, number)
+    process.wait(60)
+    assert remaining(family) == []
+    last = journal(folder / "runs/tiny-001", "step")[-1]["step"]
+    assert [path.name for path in (folder / "runs/tiny-001/checkpoints").iterdir()] == [f"step-{last:08d}"]
+    (end,) = journal(folder / "runs/tiny-001", "end")
+    assert end["status"] == "KILLED"
+    assert f"cluster.cli resume runs/tiny-001` goes on from step {last}" in (folder / "screen").read_text()
 
 
 @pytest.mark.slow

@@ -58,6 +58,52 @@ def test_mlflow_down_is_said_and_made_good_later(folder):
     assert found.data.metrics["train/step"] == 8
 
 
+def test_no_secret_is_in_any_file_of_a_run_on_the_screen_in_ps_or_in_mlflow(folder):
+    """With a server that is down, which is when errors tell of addresses, and then with one that is there."""
+    planted = {
+        "MLFLOW_TRACKING_URI": "http://me:planted%2Fone@127.0.0.1:9/?token=planted-two",
+        "MLFLOW_TRACKING_PASSWORD": "planted-three",
+        "A_SERVICE_TOKEN": "planted-four",
+        "SOME_DATABASE": "postgresql://me:planted-five@host/db",
+    }
+    code = (folder / "my_task.py").read_text()
+    says = "def source(self, split):\n        import os, sys\n"
+    says += "        print(os.environ['A_SERVICE_TOKEN'], file=sys.stderr)"
+    (folder / "my_task.py").write_text(code.replace("def source(self, split):", says))
+    settings = ("--set", "checkpoint.mirror=copies", "--set", "track.uri=null")
+    command = Command("train", "tiny.yaml", *settings, cwd=folder, **planted)
+    command.wait_for("Ray (")
+    commands = " ".join(each.command for each in command.family())
+    assert command.wait() == 0, command.output
+    shown = "\n".join(
+        line for line in command.output.splitlines() if line != "planted-four"
+    )  # the task's own
+    assert "MLflow is behind" in shown
+    failed = run("sync", "runs/tiny-001", "--debug", cwd=folder, **planted)
+    assert failed.process.returncode == 1
+    synced = run("sync", "runs/tiny-001", cwd=folder, **(planted | {"MLFLOW_TRACKING_URI": ""}))
+    assert synced.process.returncode == 0, synced.output
+    told = [commands, shown, failed.output, synced.output]
+    assert [text for text in told if "planted" in text] == []
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "my_task.py"]
+    assert {"lockstep.log", "tracking.json", "mlflow.db", "environment.json"} <= {path.name for path in files}
+    assert [path for path in files if b"planted" in path.read_bytes()] == []
+    private = [path for path in files if path.name in ("lockstep.log", "tracking.json")]
+    assert {path.stat().st_mode & 0o777 for path in private if "copies" not in path.parts} == {0o600}
+
+
+def test_an_experiment_that_is_deleted_is_said_while_the_run_goes_on(folder):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client.delete_experiment(client.create_experiment("default"))
+    command = Command(*TRACKED, "--set", "train.epochs=1000000", cwd=folder)
+    command.wait_for("restore it with `mlflow experiments restore --experiment-id 1`")
+    assert command.process.poll() is None
+    command.send(signal.SIGINT)
+    assert command.wait() == 130
+
+
 def test_a_run_that_is_killed_outright_is_marked_by_its_writer(folder):
     command = Command(*TRACKED, "--set", "train.epochs=1000000", cwd=folder)
     command.wait_for("validation at step")

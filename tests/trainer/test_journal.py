@@ -15,8 +15,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.run_folder import journal as journal_module
 from trainer.run_folder.journal import Journal, Tail, follow, read
 from trainer.run_folder.layout import JOURNAL
+
+
+@pytest.fixture(autouse=True)
+def the_format_alone(monkeypatch):
+    """Any fields do for the format; what each kind needs is tested in test_journal_lines.py."""
+    monkeypatch.setattr(
+        journal_module, "wrong_with", lambda line: None if isinstance(line, dict) else "is odd"
+    )
+    monkeypatch.setattr(journal_module, "completed", lambda line: line)
+
 
 RESERVED = {"NaN", "Infinity", "-Infinity"}
 texts = st.text().filter(lambda text: text not in RESERVED)

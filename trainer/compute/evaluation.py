@@ -50,8 +50,8 @@ class Evaluation:
         return self._means(sums)
 
     def rehearse(self, model: nn.Module) -> list[str]:
-        """The names of the metrics, from one block that is evaluated ahead of time. The model's buffers, which
-        that may move, are put back; generators are seeded wherever they are drawn from.
+        """The names of the metrics, from one block that is evaluated ahead of time. The buffers that this may
+        move are put back; generators are seeded wherever they are drawn from.
         """
         names: list[str] = []
         with self.group.raise_on_all(f"trying {self.split}"), _undisturbed(model):

@@ -44,7 +44,8 @@ class WorkerGroup:
         """
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         chosen = _device(device, local_rank)
-        is_ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        is_ours = told and not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1
         if is_ours:
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         if not dist.is_initialized():

@@ -33,7 +33,7 @@ def of(recipe: Recipe, inputs: Inputs) -> Provenance:
 
 def differences(before: Provenance, now: Provenance, what: str) -> list[str]:
     """What is not the same in `what`, the code or the data; nothing where nobody knows what it was."""
-    if what not in before:
+    if not isinstance(before.get(what), dict):
         return []
     old, new = before[what], now[what]
     return [

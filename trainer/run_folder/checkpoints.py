@@ -85,7 +85,7 @@ class Checkpoints:
 
     def _best_first(self) -> list[tuple[float, Path]]:
         """Those with the metric that counts, each with its merit: the larger, the better."""
-        merits = [(self._merit(manifest(path).get("metrics", {})), path) for path in self._newest_first()]
+        merits = [(self._merit(_metrics(path)), path) for path in self._newest_first()]
         return sorted((merit for merit in merits if merit[0] > -math.inf), reverse=True)
 
     def _merit(self, metrics: dict[str, float]) -> float:
@@ -99,10 +99,12 @@ class Checkpoints:
         if self.best is not None:
             kept += [path for _, path in self._best_first()[: self.best.keep]]
         for path in set(self._newest_first()) - set(kept):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
     def _newest_first(self) -> Iterator[Path]:
-        return iter(sorted(self.folder.glob(ANY_CHECKPOINT), reverse=True))
+        """Folders only: files and links that lie here are somebody else's, and are left alone."""
+        found = (path for path in self.folder.glob(ANY_CHECKPOINT) if path.is_dir() and not path.is_symlink())
+        return iter(sorted(found, reverse=True))
 
     def _write(self, target: Path, state: State, known: dict[str, Any]) -> None:
         try:
@@ -132,11 +134,18 @@ def _save(state: State, path: Path) -> None:
         torch.serialization.set_crc32_options(before)
 
 
+def _metrics(path: Path) -> dict[str, float]:
+    """The metrics in a checkpoint's manifest, where they are numbers."""
+    told = manifest(path).get("metrics", {})
+    pairs = told.items() if isinstance(told, dict) else ()
+    return {name: value for name, value in pairs if isinstance(value, int | float)}
+
+
 def manifest(path: Path) -> dict[str, Any]:
     """What is known of a checkpoint; nothing where its manifest cannot be read."""
     try:
         told = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 

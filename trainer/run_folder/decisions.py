@@ -26,6 +26,7 @@ class Decisions:
         taken = [line for line in lines if line["kind"] == "decision"]
 
         def values(what: str) -> Decided:
-            return tuple((line["position"], line["value"]) for line in taken if line["what"] == what)
+            found = [(line["position"], line["value"]) for line in taken if line["what"] == what]
+            return tuple((at, value) for at, value in found if isinstance(value, int | float))
 
         return cls(values(RATE_FACTOR), values(ECHO_FACTOR))

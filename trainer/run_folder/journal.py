@@ -10,6 +10,7 @@ which any JSON reader copes with, and `read` and `follow` give them back as floa
 
 import atexit
 import json
+import logging
 import math
 import os
 import time
@@ -20,13 +21,15 @@ from typing import Any
 
 from trainer.recipe.redaction import hidden_in
 from trainer.run_folder import layout
-from trainer.run_folder.durable import make_durable
+from trainer.run_folder.durable import make_durable, naming
+from trainer.run_folder.journal_lines import completed, wrong_with
 
 FLUSH_INTERVAL_S = 0.2
 POLL_INTERVAL_S = 0.05
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Line = dict[str, Any]
+logger = logging.getLogger("lockstep.journal")
 
 
 class Journal:
@@ -37,7 +40,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / layout.JOURNAL
+        self.path = path = Path(folder) / layout.JOURNAL
         is_new = not path.exists()
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (lives as long as the journal)
         self._pending: list[bytes] = [] if _ends_whole(path) else [b"\n"]
@@ -69,8 +72,9 @@ class Journal:
     def flush(self) -> None:
         """Hand all that was written to the operating system."""
         rest = memoryview(b"".join(self._pending))
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        with naming(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._pending.clear()
         self._flushed_at = time.monotonic()
 
@@ -100,7 +104,7 @@ class Tail:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
@@ -168,11 +172,14 @@ def _decode(data: bytes) -> Line | None:
     """The line, or None for what a writer that was killed left of one: no part of a JSON object is one."""
     try:
         line = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if b'NaN"' in data or b'Infinity"' in data:
         line = _not_finite(line)
-    return line if isinstance(line, dict) else None
+    if (wrong := wrong_with(line)) is not None:
+        logger.warning("a line of the journal %s, and is left out", wrong)
+        return None
+    return completed(line)
 
 
 def _not_finite(value: Any) -> Any:

@@ -88,7 +88,7 @@ def named(directory: str | Path, name: str) -> Path:
 
 def runs_in(directory: str | Path) -> list[Path]:
     """The folders of the runs in `directory`, by name."""
-    return sorted(path.parent for path in Path(directory).glob(f"*/{JOURNAL}"))
+    return sorted(path.parent for path in Path(directory).glob(f"*/{JOURNAL}") if path.is_file())
 
 
 @contextmanager

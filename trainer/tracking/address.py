@@ -18,8 +18,8 @@ def wanted(recipe: Recipe) -> bool:
 
 
 def address(recipe: Recipe, remembered: str | None = None) -> str:
-    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else the database that is
-    `remembered` of the run, if it is still there, else SQLite in the working folder.
+    """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else the database that the run
+    `remembered`, if it is still there, else SQLite in the working folder.
 
     Raises:
         UserError: the recipe's address holds a password; recipes are stored with runs and logged.

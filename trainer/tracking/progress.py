@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.recipe.redaction import hidden_in
+from trainer.run_folder.durable import naming
 from trainer.run_folder.layout import TRACKING, make_private
 
 logger = logging.getLogger("lockstep.tracking")
@@ -53,5 +54,6 @@ class TrackingProgress:
     def save(self, folder: Path) -> None:
         """Replace it in the run folder, at once or not at all."""
         draft = folder / f".{TRACKING}"
-        make_private(draft).write_text(json.dumps(hidden_in(asdict(self))))
+        with naming(draft):
+            make_private(draft).write_text(json.dumps(hidden_in(asdict(self))))
         draft.replace(folder / TRACKING)

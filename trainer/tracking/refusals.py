@@ -54,7 +54,8 @@ def lasting(error: Exception) -> LastingRefusal | None:
     if isinstance(error, LastingRefusal):
         return error
     if isinstance(error, ModuleNotFoundError):
-        return LastingRefusal(f"{error}; install {error.name or 'what is missing'}, which track.uri needs")
+        cure = f"install {error.name}" if error.name else "install what is missing"
+        return LastingRefusal(f"{error}; {cure}, which the place of tracking needs")
     text = f"{getattr(error, 'error_code', '')} {error}"
     for pattern, cure in _LASTING:
         if re.search(pattern, text, re.IGNORECASE):

@@ -1,0 +1,91 @@
+"""Which fields the lines of a journal have, so that whoever reads one can rely on them.
+
+A file may have been damaged, edited, or written by another version: a line that lacks what its kind needs is
+no line, and what only newer versions write has a default here.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+LATEST = 1e11  # seconds; a later time cannot be shown
+Check = Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _any(value: Any) -> bool:
+    return True
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _time(value: Any) -> bool:
+    return _number(value) and math.isfinite(value) and 0 <= value <= LATEST
+
+
+FIELDS: dict[str, dict[str, Check]] = {
+    "stage": {"name": _text, "seconds": _number},
+    "accepted": {"changes": lambda value: isinstance(value, list) and all(map(_text, value))},
+    "rewind": {"step": _count},
+    "step": {
+        "step": _count,
+        "examples": _count,
+        "fresh": _number,
+        "loss": _number,
+        "learning_rate": _number,
+    },
+    "evaluation": {"split": _text, "step": _count, "examples": _count, "metrics": _table},
+    "checkpoint": {"step": _count},
+    "decision": {"position": _count, "what": _text, "value": _any},
+    "execution": {"reason": _text},
+    "target": {"step": _count, "examples": _count, "seconds": _number},
+    "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "step": {"echo": {}, "batch": 0, "step_s": 0.0},
+    "end": {"reason": None, "metrics": {}},
+}
+_OPTIONAL: dict[str, dict[str, Check]] = {
+    "step": {"echo": _table, "batch": _number, "step_s": _number},
+    "end": {"metrics": _table, "reason": lambda value: value is None or _text(value)},
+}
+
+
+def wrong_with(line: Any) -> str | None:
+    """What makes an object no line of a journal; None where nothing does."""
+    if not isinstance(line, dict):
+        return "is no object"
+    if not _text(line.get("kind")):
+        return "has no kind"
+    if not _time(line.get("time")):
+        return "has no time"
+    kind = line["kind"]
+    needed = FIELDS.get(kind, {})
+    given = {name: check for name, check in _OPTIONAL.get(kind, {}).items() if name in line}
+    for name, check in (needed | given).items():
+        if name not in line:
+            return f"is of kind {kind} and has no {name}"
+        if not check(line[name]):
+            return f"is of kind {kind}, and its {name} is {line[name]!r:.40}"
+    return None
+
+
+def completed(line: dict[str, Any]) -> dict[str, Any]:
+    """A line with its kind's defaults, and with those of its metrics that are numbers."""
+    whole = DEFAULTS.get(line["kind"], {}) | line
+    if line["kind"] in ("evaluation", "end"):
+        whole["metrics"] = {name: value for name, value in whole["metrics"].items() if _number(value)}
+    return whole
