@@ -113,8 +113,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     states = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
@@ -128,4 +127,4 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for owner, name, buffer, value in buffers:
-            owner._buffers[name] = buffer.copy_(value)
+            setattr(owner, name, buffer.copy_(value))
