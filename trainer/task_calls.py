@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from data_echo import Draws, Source
-    from trainer.task import Task
 
 Halves = tuple[str, str]  # what is wrong, what would be right
 MOST_EXAMPLES = 10**12
 PAIR = "a sum and a count, each a number or a tensor of one element"
 
 
-def checked(task: Any) -> Task:
+def checked(task: Any) -> Any:
     """The task with all of its calls checked; any other attribute is the task's own."""
     return task if isinstance(task, CheckedTask) else CheckedTask(task)
 

@@ -116,8 +116,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     try:
         with torch.inference_mode():
@@ -127,4 +126,4 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for owner, name, buffer, value in buffers:
-            owner._buffers[name] = buffer.copy_(value)
+            setattr(owner, name, buffer.copy_(value))

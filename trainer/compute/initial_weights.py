@@ -22,6 +22,18 @@ def find(start: str, runs: str) -> Path:
     A run stands for its trained model, or its newest checkpoint while it has none; its name is looked up in
     the folder `runs`. Raises RecipeError when there is nothing of the kind.
     """
+    try:
+        if (found := _found(start, runs)) is not None:
+            return found
+    except OSError as error:
+        wrong = f"is {start}, which cannot be read ({error.strerror})"
+        raise RecipeError([Problem(None, None, "init.from", wrong, "give one that can")]) from error
+    wrong = f"is {start}, and there are no weights there or in {runs}"
+    right = "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
+    raise RecipeError([Problem(None, None, "init.from", wrong, right)])
+
+
+def _found(start: str, runs: str) -> Path | None:
     from trainer.run_folder.checkpoints import Checkpoints
 
     for path in (Path(start), Path(runs) / start):
@@ -33,9 +45,7 @@ def find(start: str, runs: str) -> Path:
             return path / MODEL
         if (newest := Checkpoints(path / CHECKPOINTS, keep=1).newest_whole()) is not None:
             return newest
-    wrong = f"is {start}, and there are no weights there or in {runs}"
-    right = "give a .safetensors file, a checkpoint's folder, or a run with a checkpoint"
-    raise RecipeError([Problem(None, None, "init.from", wrong, right)])
+    return None
 
 
 def put(path: Path, model: nn.Module) -> None:

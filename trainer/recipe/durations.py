@@ -22,6 +22,7 @@ MOST = 10**12  # of whatever is counted
 LARGEST = 1e9  # of whatever is measured
 MOST_STAGES = 1000  # of a schedule
 MOST_PROCESSES = 2**14
+MOST_IN_A_NAME = 255  # bytes that file systems take
 
 Count = Annotated[int, Field(gt=0, le=MOST)]
 Natural = Annotated[int, Field(ge=0, le=MOST)]
@@ -61,6 +62,8 @@ def _one_path(value: str) -> str:
     home = os.path.expanduser(path)
     if home.startswith("~"):
         raise refuse(f"is {value}, and no user {home.partition('/')[0]} is known here", "write the path out")
+    if "://" not in value and any(len(name.encode()) > MOST_IN_A_NAME for name in home.split("/")):
+        raise refuse(f"has a name of more than {MOST_IN_A_NAME} bytes", "give a path that a disk can hold")
     return scheme + slashes + home
 
 
