@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from trainer.compute.profiling import profiled
 from trainer.distributed.group import WorkerGroup
 from trainer.errors import RunFailed
 from trainer.loop import Step
 from trainer.plan.provenance import Provenance
-from trainer.profiling import profiled
 from trainer.recipe.checkpoint import CheckpointSection
 from trainer.run_folder import journal as journals
 from trainer.run_folder import layout

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 import torch
 
 from trainer.run_folder import layout
 
-if TYPE_CHECKING:
-    from trainer.loop import Step
-
 UNPROFILED_STEPS = 5  # the first ones, in which buffers are made and choices are tried
 MOST_OPERATORS = 40
 
 
-def profiled(steps: Iterator[Step], count: int, folder: Path) -> Iterator[Step]:
+class Timed(Protocol):
+    """A step, with what its seconds were spent on."""
+
+    @property
+    def seconds(self) -> dict[str, float]: ...
+
+
+S = TypeVar("S", bound=Timed)
+
+
+def profiled(steps: Iterator[S], count: int, folder: Path) -> Iterator[S]:
     """The same steps; once `count` of them are profiled, `folder` holds
 
     `trace.json.gz`, for chrome://tracing or Perfetto; `operators.txt`, the costliest; and `steps.txt`,
     the mean step by what it was spent on.
     """
     yield from islice(steps, UNPROFILED_STEPS)
-    seen: list[Step] = []
+    seen: list[S] = []
     with torch.profiler.profile() as profiler:  # of what the device has: CPU, and GPU where there is one
         for step in islice(steps, count):
             seen.append(step)
@@ -40,7 +47,7 @@ def profiled(steps: Iterator[Step], count: int, folder: Path) -> Iterator[Step]:
     yield from steps
 
 
-def breakdown(steps: list[Step]) -> list[str]:
+def breakdown(steps: Sequence[Timed]) -> list[str]:
     """A table: what the mean of some steps was spent on, in milliseconds and in percent."""
     means = {name: sum(step.seconds[name] for step in steps) / len(steps) for name in steps[0].seconds}
     whole = sum(means.values())
