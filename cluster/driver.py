@@ -25,7 +25,7 @@ from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 from trainer.run_folder.durable import naming
-from trainer.run_folder.journal import Journal, Tail
+from trainer.run_folder.journal import PLANNED, Journal, Tail
 from trainer.run_folder.outcome import Outcome
 from trainer.tracking import address as tracking_address
 from trainer.tracking import writer
@@ -149,7 +149,7 @@ def train(
             (folder / layout.PLAN).write_text("\n".join(report.lines(plan)) + "\n")
         journal = stack.enter_context(closing(Journal(folder)))
         history = journal.size
-        journal.write("stage", name="recipe and plan", seconds=planned.seconds)
+        journal.write("stage", name=PLANNED, seconds=planned.seconds)
         console.say(f"  run folder: {layout.relative_to_cwd(folder)}")
         if run.changes:
             journal.write("accepted", changes=run.changes)

@@ -25,6 +25,7 @@ from trainer.run_folder.durable import make_durable, naming
 from trainer.run_folder.journal_lines import completed, wrong_with
 
 FLUSH_INTERVAL_S = 0.2
+PLANNED = "recipe and plan"  # the stage with which a command begins a run or resumes it
 POLL_INTERVAL_S = 0.05
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

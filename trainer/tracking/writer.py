@@ -24,7 +24,7 @@ from typing import Any
 from trainer.recipe.redaction import Veil, hidden
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
-from trainer.run_folder.journal import Line, Tail, last, read
+from trainer.run_folder.journal import PLANNED, Line, Tail, last, read
 from trainer.tracking.address import address, shown
 from trainer.tracking.metrics import entry
 from trainer.tracking.names import fit, fit_title, fit_value
@@ -64,8 +64,7 @@ class Tracker:
 
         What takes a core for seconds, MLflow's import and its database, waits for the first step.
         """
-        written = Tail(self.folder, (self.folder / layout.JOURNAL).stat().st_size)
-        while self.keep_trying() and not {"step", "end"} & {line["kind"] for line in written.lines()}:
+        while self.keep_trying() and not self._has_stepped():
             time.sleep(FIRST_LOOKS_S)
         self._persist(self.prepare)
         end: Line | None = None
@@ -79,6 +78,13 @@ class Tracker:
             elif not lines:
                 time.sleep(WRITE_INTERVAL_S)
         self._persist(lambda: self.finish(end))
+
+    def _has_stepped(self) -> bool:
+        """Whether the run has made a step, or ended, since its command began it or resumed it."""
+        kinds: list[str] = []
+        for line in read(self.folder):
+            kinds = [] if line["kind"] == "stage" and line["name"] == PLANNED else [*kinds, line["kind"]]
+        return "step" in kinds or "end" in kinds
 
     def sync(self) -> None:
         """Bring what is missing, without trying again: who asked for it is there to see what is wrong."""
