@@ -20,10 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
+from cluster import driver, ray_cluster, ray_launcher
+from cluster.console import Console
 from tests.cluster.processes import descendants
+from trainer.run_folder import layout
+from trainer.run_folder.journal import Journal, read
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 SHORT = ("--set", "train.epochs=2")
@@ -111,6 +115,25 @@ def after_failures() -> dict[str, float]:
     return {"worker's death to next step": restarted_s, "resume to first step": resumed_s}
 
 
+def second_group_s() -> float:
+    """Seconds to the first step of a run on a live cluster in which another run has just ended."""
+    with tempfile.TemporaryDirectory() as name, chdir(name):
+        console = Console(open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        contexts = []
+        for number in (1, 2):
+            planned = driver.prepare(str(RECIPE), ["train.epochs=2", f"name=run{number}"], console)
+            folder = layout.create("runs", planned.recipe.name)
+            spec = driver.run_spec(planned.plan, folder, {})
+            contexts.append(driver.LaunchContext(spec, folder, Journal(folder), console))
+        os.environ.update(ray_launcher.CALM)
+        with ray_cluster.connected(contexts[0], None):
+            ray_launcher.train_on_ray(contexts[0], time.time(), is_ours=True)
+            moment = time.time()
+            ray_launcher.train_on_ray(contexts[1], moment, is_ours=True)
+        steps = [line for line in read(contexts[1].folder) if line["kind"] == "step"]
+    return steps[0]["time"] - moment
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -121,7 +144,9 @@ def main() -> None:
         floors.append(torch_alone_s())
         for way, arguments in WAYS.items():
             found[way].append(start(arguments))
-        found.setdefault("failures", []).append(after_failures())
+        found.setdefault("after that", []).append(
+            {**after_failures(), "a second group in a live cluster": second_group_s()}
+        )
     floor = statistics.median(floors)
     print(f"import torch alone: {floor:.1f} s")
     for way, starts in found.items():

@@ -299,12 +299,14 @@ def _tracked(folder: Path, recipe: Recipe, console: Console) -> Iterator[None]:
             is_done = _wait(process, folder, patience_s)
         if is_done:
             console.say(how_to_look(folder))
+            if (progress := TrackingProgress.load(folder)) and progress.note:
+                console.say(f"MLflow {progress.note}")
         else:
             console.say(_behind(folder))
 
 
 def _home_of_a_job(recipe: Recipe) -> dict[str, str]:
-    """A job's working folder ends with it: by default its database lies beside its runs."""
+    """A job's working folder ends with it: by default its database lies with its runs."""
     if not in_job() or recipe.track.uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return {}
     return {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(recipe.checkpoint.dir).absolute()}/mlflow.db"}

@@ -61,10 +61,11 @@ def launch(context: LaunchContext, address: str | None) -> None:
     with connected(context, address):
         began_at = time.time()
         with context.console.waiting(f"starting {context.recipe.run.workers} workers"):
-            _train(context, began_at, is_ours=address is None)
+            train_on_ray(context, began_at, is_ours=address is None)
 
 
-def _train(context: LaunchContext, began_at: float, is_ours: bool) -> None:
+def train_on_ray(context: LaunchContext, began_at: float, is_ours: bool) -> None:
+    """Train one run on a cluster that is connected; others may follow on it."""
     from cluster.worker_group import WorkerActors, resources_of_each
     from data_echo.prepare.ray_pool import Growth, start_pool
 

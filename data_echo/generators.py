@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,21 @@ def seed(*parts: object) -> None:
         torch.default_generator.manual_seed(key)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(key)
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """They stand afterwards where they stood before; draws of the body leave no trace."""
+    import torch
+
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def state() -> tuple[Any, ...]:

@@ -216,7 +216,9 @@ def _matching(path: str, ending: str) -> list[str]:
         return sorted(str(inside) for inside in Path(path).glob(f"*{ending}"))
     if os.path.lexists(path):
         return [path] if os.path.isfile(path) else []
-    return sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    is_deep = "**" in path  # which then keeps out of hidden folders; others name what they leave out
+    found = glob.glob(path, recursive=True, include_hidden=not is_deep)
+    return sorted(name for name in found if os.path.isfile(name))
 
 
 def _several(path: str) -> bool:

@@ -73,7 +73,7 @@ def test_what_is_missing_or_too_much_is_said(folder, pattern, said):
 
 
 def test_nothing_at_all_is_no_set_of_files():
-    with pytest.raises(DataError, match="names no file"):
+    with pytest.raises(DataError, match=r"no \.txt files there"):
         FileSet([], ".txt")
 
 

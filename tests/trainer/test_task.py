@@ -94,7 +94,7 @@ def test_a_package_in_the_working_folder(folder):
         (
             "mine:Mine",
             {"size": -1},
-            "task.with: mine:Mine raised ValueError: size is -1; give 0 or more; fix its arguments",
+            "task.with: mine:Mine raised ValueError: size is -1; give 0 or more (mine.py:5); fix its",
         ),
         (
             "breaks:Mine",

@@ -50,8 +50,8 @@ class Evaluation:
         return self._means(sums)
 
     def rehearse(self, model: nn.Module) -> list[str]:
-        """The names of the metrics, from one block that is evaluated ahead of time. The buffers that this may
-        move are put back; generators are seeded wherever they are drawn from.
+        """The names of the metrics, from one block that is evaluated ahead of time. The buffers and
+        generators that this may move are put back.
         """
         names: list[str] = []
         with self.group.raise_on_all(f"trying {self.split}"), _undisturbed(model):
@@ -111,7 +111,7 @@ def _sum(values: Sequence[float]) -> float:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; its modes and its buffers are put back afterwards."""
+    """The model in evaluation mode; its modes, its buffers and all generators are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -119,7 +119,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     try:
-        with torch.inference_mode():
+        with generators.untouched(), torch.inference_mode():
             model.eval()
             yield
     finally:

@@ -13,7 +13,7 @@ from trainer.run_folder.layout import TRACKING, make_private
 logger = logging.getLogger("lockstep.tracking")
 _TEXT_OR_NONE = (str, type(None))
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(("run_id", "experiment_id", "error"), _TEXT_OR_NONE),
+    **dict.fromkeys(("run_id", "experiment_id", "note", "error"), _TEXT_OR_NONE),
     "uri": str,
     "offset": int,
     "described": bool,
@@ -33,6 +33,7 @@ class TrackingProgress:
     described: bool = False  # parameters, recipe and environment are there
     steps: int = 0  # step lines seen
     thinned_at: float = 0.0  # time of the last step that was logged
+    note: str | None = None  # what could not be brought there, for the user
     error: str | None = None  # what MLflow does not take, while it does not
 
     @classmethod

@@ -296,6 +296,7 @@ class Tracker:
                 log_graph(model, inputs)
         except Exception as error:
             logger.warning("the model was not logged", exc_info=True)
+            self.progress.note = f"has the model's weights, not its graph: {first_line(error)}"
             return f"only its weights: {first_line(error)}"
         return "logged"
 
