@@ -1,19 +1,16 @@
 """What echoing gains: CIFAR-10 with preprocessing about four times slower than training.
-
     python benchmarks/echo.py path/to/cifar10 [--clock wall] [--seeds 0 1 2] [--plot docs/echo.png]
 
 Every example is decoded by Pillow, cleaned by a median filter, refused if a second filter still changes it
 much, and shrunk to 8 x 8; a perceptron learns from them with SGD and momentum until its validation loss
 reaches the target, in at most one pass over the data. The rate is halved while the factor is 3 or more, for
 every arm alike. Two clocks:
-
 * virtual: an example costs R = 4 upstream and 1 downstream, side by side; the pipeline's time follows from
   which examples are fresh. Counts are exact and the machine's load does not matter.
-* wall: a pool of one Ray actor and the training process, which also measures the validation loss, each on a
-  core of its own. The seconds are shown with those of the virtual clock for the R measured in that run.
+* wall: a pool of one Ray actor and the training process, each on a core of its own, with the seconds of the
+  virtual clock for the R measured in that run.
 
-With `--results FILE` every run is kept in that file and not repeated: so the runs can be made in parts
-(`--arms`, `--seeds`), and a last call prints the tables of all.
+`--results FILE` keeps every run and repeats none, so that they can be made in parts (`--arms`, `--seeds`).
 """
 
 from __future__ import annotations

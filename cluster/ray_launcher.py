@@ -66,7 +66,7 @@ def launch(context: LaunchContext, address: str | None) -> None:
 
 def train_on_ray(context: LaunchContext, began_at: float, is_ours: bool) -> None:
     """Train one run on a cluster that is connected; others may follow on it."""
-    from cluster.worker_group import WorkerActors, resources_of_each
+    from cluster.ray_workers import WorkerActors, resources_of_each
     from data_echo.prepare.ray_pool import Growth, start_pool
 
     recipe, make_task = context.recipe, context.spec.make_task

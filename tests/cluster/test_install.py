@@ -54,7 +54,7 @@ def test_training_in_a_foreign_folder_uses_the_wheel_in_every_process(installed,
 
 def test_a_job_takes_the_wheels_packages_along(installed, tmp_path):
     folder = user_folder(tmp_path)
-    code = "from cluster.ray_cluster import code_for_workers; print(*code_for_workers()['py_modules'])"
+    code = "from cluster.ray_cluster import code_for_workers as code; print(*code('a.zip')['py_modules'])"
     told = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
