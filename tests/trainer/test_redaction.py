@@ -118,7 +118,7 @@ def test_a_stream_hides_what_comes_in_pieces(environment):
     environment.setenv("PLANTED_TOKEN", "planted-value")
     file = io.StringIO()
     veil = Veil(file)
-    for piece in ("a plan", "ted-val", "ue and\nan", "other planted-value"):
+    for piece in ("a plan", "ted-va", "lue and\nan", "other planted-value"):
         veil.write(piece)
     veil.flush()
     assert file.getvalue() == f"a {HIDDEN} and\nanother {HIDDEN}"
