@@ -50,25 +50,31 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
     """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
-    files = folder / "r"  # Ray opens its folder to everybody: ours around it stays closed
-    files.mkdir()
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    _make_importable(Path.cwd())
-    settings = context.recipe.run
+    is_up = False
     try:
+        files = folder / "r"  # Ray opens its folder to everybody: ours around it stays closed
+        files.mkdir()
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+        _make_importable(Path.cwd())
+        settings = context.recipe.run
         cpus = settings.workers + settings.pool.max  # logical: all of ours find a place
         with context.phase("Ray"), _lean(), _told_why():
             _start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(files))
+        is_up = True
         yield
     finally:
+        groups = [process.pid for _, process in _processes()]
         if lost_process() is None:
             _stop()
         else:
             _kill()
-        _remove(folder)
+        for group in groups:  # workers that the raylet has just told to end, too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        _remove(folder, is_quiet=is_up)
 
 
 @contextmanager
@@ -158,9 +164,7 @@ def _node_once_there(get_node: Callable[[str, str], Any], gcs_address: str, node
 
 def _processes() -> Iterator[tuple[str, Popen]]:
     """The processes that keep a cluster of our own running, by name; none where it has not started."""
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
+    node = getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
     for name, started in node.all_processes.items() if node else ():
         yield from ((name, each.process) for each in started)
 
@@ -175,9 +179,9 @@ def lost_process() -> str | None:
 
 
 def _stop() -> None:
-    import ray
-
-    ray.shutdown()
+    shutdown = getattr(sys.modules.get("ray"), "shutdown", None)
+    if shutdown is not None:  # an interrupt may come while Ray is imported
+        shutdown()
 
 
 def _kill() -> None:
@@ -189,6 +193,16 @@ def _kill() -> None:
         process.wait()
 
 
+def _end_users_of(folder: Path) -> None:
+    """End the processes of a cluster that was interrupted while it started: Ray knows nothing of them yet."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if f"{folder}/".encode() in command.read_bytes():
+                group = os.getpgid(int(command.parent.name))  # with those that hide their command
+                if group != os.getpgrp():
+                    os.killpg(group, signal.SIGKILL)
+
+
 def _leave() -> None:
     """End this process before Ray's threads in it do, which miss their cluster: with a crash, or never."""
     sys.stdout.flush()
@@ -196,11 +210,16 @@ def _leave() -> None:
     os._exit(1)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder that processes which are about to end may still write to."""
-    deadline = time.monotonic() + ENDING_S
-    while folder.exists() and time.monotonic() < deadline:
+def _remove(folder: Path, is_quiet: bool) -> None:
+    """Remove a folder that processes which are about to end may still write to; where it is not quiet, some
+    may only be starting, and make it anew.
+    """
+    deadline, looks = time.monotonic() + ENDING_S, 0 if is_quiet else 3
+    while (folder.exists() or looks > 0) and time.monotonic() < deadline:
+        if not is_quiet:
+            _end_users_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        looks = looks - 1 if not folder.exists() else 3 if not is_quiet else 0
         time.sleep(0.1)
 
 

@@ -1,5 +1,6 @@
 """Training on Ray clusters of our own: what comes out, what is left, who can reach it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -114,6 +115,33 @@ def test_ctrl_c_while_ray_starts_leaves_nothing_either(folder):
     until(lambda: any("gcs_server" in each.command for each in command.family()), WAIT_S)
     family = command.family()
     press_ctrl_c(command, folder, family)
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 1.0, 1.6, 2.2, 2.8, 3.4])
+def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(folder, delay_s):
+    command = Command("train", "tiny.yaml", *ENDLESS, cwd=folder)
+    time.sleep(delay_s)
+    family = command.family()
+    command.send(signal.SIGINT)
+    assert command.wait() in (130, -signal.SIGINT), command.output  # the latter before Python listens
+    assert "Traceback" not in command.output or "import" in command.output
+    assert [path for path in folders_of_cluster(family) if path.exists()] == []
+    assert remaining(family) == []
+    for run_folder in (folder / "runs").glob("*"):
+        assert journal(run_folder, "end"), "a run that has a folder is marked"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_a_worker_that_dies_while_it_starts_is_replaced(folder, delay_s):
+    command = Command("train", "tiny.yaml", cwd=folder)
+    until(lambda: any(each.command.startswith("ray::Worker") for each in command.family()), WAIT_S)
+    time.sleep(delay_s)
+    workers = [each for each in command.family() if each.command.startswith("ray::Worker")]
+    for victim in workers[:1]:
+        with contextlib.suppress(ProcessLookupError):  # on a quick machine the run may be over
+            os.kill(victim.pid, signal.SIGKILL)
+    assert command.wait() == 0, command.output
+    assert journal(folder / "runs/tiny-001", "end")[-1]["status"] == "FINISHED"
 
 
 def status_in_mlflow(folder: Path) -> str:
