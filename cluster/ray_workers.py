@@ -7,7 +7,7 @@ live through the death of another one are used again, with all that they have im
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trainer.run_folder.journal import Journal
 MOST_RESTARTS = 3  # in a row without a new checkpoint
 LOOK_INTERVAL_S = 0.2  # between looks at the cluster while it trains
 SURVIVING_S = 10.0  # what workers have to notice that another one is gone, before they are replaced, too
+STARTING_S = 60.0  # what the others have to come up, where one died while it started
 PLACING_S = 10.0  # until the user is told what the group waits for
 
 
@@ -138,21 +139,20 @@ class WorkerActors:
         """Train once. None when all are done; else the failure that explains the others, with the group
         ready for the next attempt.
         """
-        import ray
         from ray.exceptions import RayError
 
         try:
-            nodes = ray.get([worker.node.remote() for worker in self.workers])
+            nodes = _answers([worker.node.remote() for worker in self.workers], lost)
             meeting_point = (
                 f"file://{spec.folder}/{layout.RAY}/{secrets.token_hex(8)}"
                 if is_ours
-                else ray.get(self.workers[0].meeting_point.remote())
+                else _answers([self.workers[0].meeting_point.remote()], lost)[0]
             )
         except RayError as error:  # one died while it started
-            self._replace_the_dead()
+            self._replace_the_dead(STARTING_S)
             return error
         places = [(rank, self.size, nodes[:rank].count(node)) for rank, node in enumerate(nodes)]
-        pending = {  # as futures: a call of Ray's would wait for a cluster that has died
+        pending = {
             worker.train.remote(spec, pool, place, meeting_point, began_at).future()
             for worker, place in zip(self.workers, places, strict=True)
         }
@@ -166,21 +166,30 @@ class WorkerActors:
             if failures and deadline == float("inf"):
                 deadline = time.monotonic() + SURVIVING_S
         if failures:
-            self._replace_the_dead()
+            self._replace_the_dead(LOOK_INTERVAL_S)
         return min(failures, key=_explains_others, default=None)
 
-    def _replace_the_dead(self) -> None:
-        """A new worker for each that is dead, or still busy with the attempt that failed."""
+    def _replace_the_dead(self, patience_s: float) -> None:
+        """A new worker for each that is dead, or does not answer: it is busy with the attempt that failed."""
         import ray
 
         ready = [worker.node.remote() for worker in self.workers]
-        time_left = time.monotonic() + LOOK_INTERVAL_S
+        deadline = time.monotonic() + patience_s
         for rank, answer in enumerate(ready):
             try:
-                ray.get(answer, timeout=max(0.0, time_left - time.monotonic()))
+                ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
             except Exception:
                 ray.kill(self.workers[rank])
                 self.workers[rank] = self._started(rank)
+
+
+def _answers(calls: Sequence[Any], lost: Callable[[], Any]) -> list[Any]:
+    """What calls return, waited for as futures: Ray itself would wait for a cluster that has died."""
+    pending = [call.future() for call in calls]
+    while wait(pending, LOOK_INTERVAL_S).not_done:
+        if (what := lost()) is not None:
+            raise RunFailed(what)
+    return [each.result() for each in pending]
 
 
 def _failure(done: Future) -> Exception | None:
