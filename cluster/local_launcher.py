@@ -1,6 +1,7 @@
 """Training without Ray: in this process, or in the processes that torchrun started."""
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -61,7 +62,8 @@ def _as_one_more(path: str, overrides: Sequence[str]) -> None:
     from trainer.worker import run_worker
 
     recipe = driver.read(path, overrides)
-    with interruptible() as interruption, WorkerGroup.joined(recipe.run.device) as group:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the wait for the first one lets no handler of Python run
+    with WorkerGroup.joined(recipe.run.device) as group, interruptible() as interruption:
         interruption.request = lambda _: True  # the first one saves, stops, and takes this one along
         outcome = run_worker(group.broadcast(None))
     if outcome.status == "KILLED":

@@ -277,6 +277,19 @@ def test_short_runs_under_torchrun_end_as_they_should(folder):
 
 
 @pytest.mark.slow
+def test_what_is_refused_under_torchrun_ends_every_process_at_once(folder):
+    """Only the first process looks at the task; the others wait for it, and go when they are asked to."""
+    (folder / "late.py").write_text("import time\ntime.sleep(5)  # by then the others wait")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "task.use=late:Nothing"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "task.use: is late:Nothing" in done.stderr
+    assert "forcefully exiting" not in done.stderr
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_costs_no_step(folder, number):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
