@@ -49,7 +49,8 @@ class FactorController:
             return None
         ratio = min(median(self._ratios), self._cap)
         wanted = 1.0 if ratio < self._least else max(1.0, math.floor(ratio * 4) / 4)
-        near = abs(ratio / factor - 1) <= self._tolerance and (wanted > 1) == (factor > 1)
+        must_end = factor > 1 and ratio < self._least
+        near = abs(ratio / factor - 1) <= self._tolerance and not must_end
         if near or wanted == factor:
             return None
         self._ratios.clear()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_echo import FactorController
@@ -26,13 +26,27 @@ def test_it_settles_at_the_ratio(ratio: float, factor: float) -> None:
     assert settled([ratio] * 20) == (factor, 0 if factor == 1 else 1)
 
 
-@given(st.floats(0.01, 100), st.integers(0, 100))
-def test_noise_moves_it_rarely(ratio: float, seed: int) -> None:
-    noise = np.exp(np.random.default_rng(seed).normal(0, 0.05, 200))
-    factor, changes = settled((ratio * noise).tolist())
-    assert changes <= 3
-    assert 1 <= factor <= 4
-    assert factor <= max(1, ratio * 1.3)
+@given(st.floats(0.01, 100))
+@example(1.25)  # where echoing begins: it went on and off 30 times
+def test_noise_moves_it_rarely(ratio: float) -> None:
+    """In 200 measurements that spread by 5 %, thrice at most in the mean of 20 runs."""
+    changes = []
+    for seed in range(20):
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.05, 200))
+        factor, changed = settled((ratio * noise).tolist())
+        assert 1 <= factor <= 4
+        assert factor <= max(1, ratio * 1.3)
+        changes.append(changed)
+    assert np.mean(changes) <= 3
+
+
+@given(st.floats(0.01, 100), st.lists(st.floats(0.95, 1.05), min_size=20, max_size=60))
+def test_small_noise_moves_it_twice_at_most(ratio: float, noise: list[float]) -> None:
+    assert settled([ratio * each for each in noise])[1] <= 2
+
+
+def test_echo_that_pays_no_more_ends_though_the_ratio_is_near_the_factor() -> None:
+    assert settled([1.3] * 10 + [1.08] * 10) == (1, 2)
 
 
 def test_it_comes_back_when_the_pool_catches_up() -> None:
