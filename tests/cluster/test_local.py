@@ -87,7 +87,8 @@ def test_a_second_signal_leaves_no_run_unmarked(folder, pause_s):
     time.sleep(pause_s)
     with contextlib.suppress(ProcessLookupError):
         command.send(signal.SIGINT)
-    assert command.wait() == 143, command.output
+    first = {143} if pause_s else {143, 130}  # of two that come together, either may be handled first
+    assert command.wait() in first, command.output
     assert remaining(family) == []
     (end,) = journal(folder / "runs/tiny-001", "end")
     assert end["status"] == "KILLED"
