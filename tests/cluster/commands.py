@@ -132,6 +132,22 @@ def run(*arguments: str, cwd: Path, **more: str) -> Command:
     return command
 
 
+def torchrun(processes: int) -> list[str]:
+    """The command line of `lockstep` as `processes` processes of torchrun; its arguments follow."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launch, "-m", "cluster.cli"]
+
+
+def run_under_torchrun(
+    processes: int, *arguments: str, cwd: Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """A `lockstep` under torchrun that has ended, its two streams apart."""
+    command = [*torchrun(processes), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=200
+    )
+
+
 def journal(folder: Path, kind: str) -> list[dict[str, Any]]:
     """The journal's lines of one kind; one that is being written is none yet."""
     whole, _, _ = (folder / "journal.jsonl").read_text().rpartition("\n")

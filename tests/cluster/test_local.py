@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from tests.cluster.commands import (
     environment,
     journal,
     run,
+    run_under_torchrun,
+    torchrun,
     user_folder,
     wait_for_checkpoint,
 )
@@ -268,12 +269,8 @@ def test_a_killed_run_leaves_its_folder_to_whoever_resumes_it(folder):
 
 @pytest.mark.slow
 def test_short_runs_under_torchrun_end_as_they_should(folder):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "batch.micro=4"]
     for _ in range(8):
-        done = subprocess.run(
-            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
-        )
+        done = run_under_torchrun(3, "train", "tiny.yaml", "--set", "batch.micro=4", cwd=folder)
         assert done.returncode == 0, done.stderr
 
 
@@ -281,9 +278,7 @@ def test_short_runs_under_torchrun_end_as_they_should(folder):
 def test_what_is_refused_under_torchrun_ends_every_process_at_once(folder):
     """Only the first process looks at the task; the others wait for it, and go when they are asked to."""
     (folder / "late.py").write_text("import time\ntime.sleep(5)  # by then the others wait")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "task.use=late:Nothing"]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
+    done = run_under_torchrun(2, "train", "tiny.yaml", "--set", "task.use=late:Nothing", cwd=folder)
     assert done.returncode == 1
     assert "task.use: is late:Nothing" in done.stderr
     assert "forcefully exiting" not in done.stderr
@@ -293,8 +288,7 @@ def test_what_is_refused_under_torchrun_ends_every_process_at_once(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_costs_no_step(folder, number):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml", "--set", "train.epochs=1000000"]
+    command = [*torchrun(2), "train", "tiny.yaml", "--set", "train.epochs=1000000"]
     with open(folder / "screen", "w") as screen:
         process = subprocess.Popen(
             [*command, "--set", "checkpoint.every.steps=1000000"],
@@ -318,15 +312,7 @@ def test_a_signal_to_torchrun_costs_no_step(folder, number):
 
 @pytest.mark.slow
 def test_torchrun_runs_the_same_recipe(folder):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run_under_torchrun(2, "train", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder: runs/tiny-001") == 1
     assert journal(folder / "runs/tiny-001", "start")[-1]["workers"] == 2

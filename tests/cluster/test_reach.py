@@ -4,8 +4,6 @@ import http.server
 import os
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import jobs, reach
-from tests.cluster.commands import Command, environment, journal, run, user_folder
+from tests.cluster.commands import Command, journal, run, run_under_torchrun, user_folder
 from tests.cluster.processes import descendants, remaining
 from trainer import task
 from trainer.errors import UserError
@@ -138,15 +136,7 @@ def test_what_another_launcher_has_left_is_named_and_left_out(folder, left):
 
 
 def test_torchrun_with_one_process_trains_in_it(folder):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    done = subprocess.run(
-        [*torchrun, "-m", "cluster.cli", "train", "tiny.yaml"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run_under_torchrun(1, "train", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "1 processes of torchrun" in done.stdout
     assert " Ray (" not in done.stdout

@@ -1,15 +1,11 @@
 """What goes wrong in the user's task is told with the user's line, wherever the task runs."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import environment, journal, run, user_folder
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cluster.cli"]
+from tests.cluster.commands import journal, run, run_under_torchrun, user_folder
 
 
 @pytest.fixture
@@ -69,8 +65,7 @@ def test_check_finds_it_first(folder):
 @pytest.mark.slow
 def test_under_torchrun(folder):
     line = breaks_in_metrics(folder)
-    command = [sys.executable, *TORCHRUN, "train", "tiny.yaml", "--debug"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(), timeout=240)
+    done = run_under_torchrun(2, "train", "tiny.yaml", "--debug", cwd=folder)
     assert done.returncode != 0
     told(folder, done.stdout + done.stderr, rf"KeyError: 'z' \(my_task.py:{line}\)")
     assert 'return {"seen": (batch["z"].sum(), 1)}' in done.stderr
