@@ -100,18 +100,17 @@ def _start(**options: Any) -> None:
     import ray
     from ray._private import utils
 
-    die_with_parent, set_handler = utils.set_kill_on_parent_death_linux, utils.set_sigterm_handler
+    die_with_parent = utils.set_kill_on_parent_death_linux
 
     def in_a_group_of_its_own() -> None:  # runs in the child, before its program
         die_with_parent()
         os.setpgid(0, 0)
 
-    utils.set_kill_on_parent_death_linux = in_a_group_of_its_own
-    utils.set_sigterm_handler = lambda handler: None  # Ray's knows nothing of the run
-    try:
+    with _replaced(
+        (utils, "set_kill_on_parent_death_linux", in_a_group_of_its_own),
+        (utils, "set_sigterm_handler", lambda handler: None),  # Ray's knows nothing of the run
+    ):
         ray.init(**options)
-    finally:
-        utils.set_kill_on_parent_death_linux, utils.set_sigterm_handler = die_with_parent, set_handler
 
 
 @contextmanager
@@ -124,20 +123,24 @@ def _told_why() -> Iterator[None]:
         raise RunFailed(f"Ray did not start ({why}); try again, or train with --local") from error
 
 
-@contextmanager
-def _lean() -> Iterator[None]:
+def _lean() -> AbstractContextManager[None]:
     """While a cluster of our own starts, Ray leaves out what a run has no use for, the autoscaler's monitor
     and the dashboard with its agent, and asks every 20 ms, not every second, whether its node is there.
     """
     from ray._private import services, utils
     from ray._private.node import Node
 
-    replacements: list[tuple[Any, str, Any]] = [
+    return _replaced(
         (Node, "start_monitor", lambda node: None),
         (Node, "start_api_server", lambda node, **_: setattr(node, "_webui_url", "")),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")),
         (services, "get_node", partial(_node_once_there, services.get_node)),
-    ]
+    )
+
+
+@contextmanager
+def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Attributes of Ray's, as (owner, name, replacement), are others while the body runs."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     for owner, name, replacement in replacements:
         setattr(owner, name, replacement)
