@@ -19,7 +19,7 @@ from cluster.console import Console
 from cluster.package import in_job
 from cluster.resume import Resumed
 from cluster.signals import SAVING_S, Interrupted, Interruption, interruptible, left_s
-from trainer.errors import RunFailed, UserError, trace_of
+from trainer.errors import RunFailed, UserError, first_line, trace_of
 from trainer.recipe import loader
 from trainer.recipe.redaction import gives_away
 from trainer.recipe.schema import Recipe
@@ -194,8 +194,7 @@ def _failing_as(by: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first_line = f"{error}".partition("\n")[0]
-        raise RunFailed(f"{by} did not take it: {type(error).__name__}: {first_line}") from error
+        raise RunFailed(f"{by} did not take it: {first_line(error)}") from error
 
 
 def how_to_look(folder: Path) -> str:

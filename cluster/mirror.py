@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.console import Console
 from cluster.signals import left_s
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 from trainer.run_folder import layout
 from trainer.run_folder.layout import CHECKPOINTS, JOURNAL, MANIFEST, STATE
 
@@ -256,7 +256,7 @@ class _Pusher(Thread):
                     self.mirror.push()
                 seen, self.failure = here, None
             except Exception as error:  # the network's, the store's, of a checkpoint that was just removed
-                before, self.failure = self.failure, f"{type(error).__name__}: {error}".splitlines()[0]
+                before, self.failure = self.failure, first_line(error)
                 if before is None and not is_last:
                     self.console.say(f"the mirror falls behind: {self.failure}")
 

@@ -79,6 +79,11 @@ class InvalidValueError(ValueError):
         return f"{self.wrong}; {self.right}"
 
 
+def first_line(error: BaseException) -> str:
+    """An error as one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def trace_of(error: BaseException) -> str:
     """The traceback of the error behind a failure, as text: the one that it carries, or its own."""
     return getattr(error, "trace", "") or "".join(traceback.format_exception(error))

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from trainer.errors import first_line
+
 Entry = TypeVar("Entry")
 ENTRY_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE"}
 GONE = "RESOURCE_DOES_NOT_EXIST"
@@ -72,11 +74,6 @@ def is_of_an_entry(error: Exception) -> bool:
 def is_gone(error: Exception) -> bool:
     """Whether there is no such run in this MLflow."""
     return getattr(error, "error_code", None) == GONE
-
-
-def first_line(error: BaseException) -> str:
-    """An error as one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def send_in_parts(

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import first_line
 from trainer.recipe.redaction import Veil, hidden
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
@@ -29,7 +30,7 @@ from trainer.tracking.address import address, shown
 from trainer.tracking.metrics import entry
 from trainer.tracking.names import fit, fit_title, fit_value
 from trainer.tracking.progress import TrackingProgress
-from trainer.tracking.refusals import LastingRefusal, first_line, is_gone, lasting, send_in_parts
+from trainer.tracking.refusals import LastingRefusal, is_gone, lasting, send_in_parts
 
 WRITE_INTERVAL_S = 1.0
 FIRST_LOOKS_S = 0.2  # at the journal, before the first step
