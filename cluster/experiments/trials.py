@@ -1,0 +1,123 @@
+"""A sweep as its journal tells it: what was tried, and what each trial brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import UserError
+from trainer.run_folder import journal, layout
+
+Axes = tuple[tuple[str, Any], ...]  # further recipe keys of a sweep with the values of one cell
+End = Literal["reached", "stopped", "diverged", "unreached"]
+Stage = Literal["search", "report"]
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """Where the best rate is searched for: one arm at one global batch, and at one value of each axis."""
+
+    arm: str
+    batch: int
+    axes: Axes = ()
+
+    def __str__(self) -> str:
+        more = "".join(f" {key}={value}" for key, value in self.axes)
+        return f"{self.arm} batch={self.batch}{more}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training that has ended. Lengths are in optimizer steps and in examples served."""
+
+    key: str  # hash of the resolved recipe
+    cell: Cell
+    rate: float  # peak learning rate
+    seed: int
+    stage: Stage
+    end: End
+    steps: float | None  # to the target, interpolated; None where it was not reached
+    trained_steps: int
+    examples: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...] = ()  # (step, the target's metric), at most 60 points
+    test: dict[str, float] = field(default_factory=dict)
+    noise_scale: float | None = None
+
+    @property
+    def examples_to_target(self) -> float | None:
+        """Examples served up to the target."""
+        return None if self.steps is None else self.steps * self.cell.batch
+
+    def fields(self) -> dict[str, Any]:
+        """What the journal's line holds."""
+        fields = asdict(self)
+        return fields | fields.pop("cell") | {"axes": dict(self.cell.axes)}
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> Trial:
+        """The trial of a journal's line."""
+        own = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
+        own["curve"] = tuple((step, value) for step, value in line["curve"])
+        return cls(cell=Cell(line["arm"], line["batch"], tuple(line["axes"].items())), **own)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The validation metric that a trial trains to."""
+
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+@dataclass
+class Study:
+    """A sweep's folder, read. `best` has the rate that the search chose for each cell it has finished."""
+
+    folder: Path
+    name: str
+    target: Target
+    arms: tuple[str, ...]
+    batches: tuple[int, ...]
+    trials: list[Trial]
+    best: dict[Cell, float]
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        """UserError where the folder holds no sweep."""
+        return cls.of(folder, journal.read(folder))
+
+    @classmethod
+    def of(cls, folder: Path, lines: Iterable[dict[str, Any]]) -> Study:
+        """The study that a journal's lines tell; a trial that stands there twice counts once."""
+        told: dict[str, Any] | None = None
+        trials: dict[tuple[str, str], Trial] = {}
+        best: dict[Cell, float] = {}
+        for line in lines:
+            match line["kind"]:
+                case "sweep":
+                    told = line
+                case "trial":
+                    trial = Trial.of(line)
+                    trials[trial.key, trial.stage] = trial
+                case "best":
+                    cell = Cell(line["arm"], line["batch"], tuple(line["axes"].items()))
+                    best[cell] = line["rate"]
+        if told is None:
+            raise UserError(f"{layout.relative_to_cwd(folder)}: holds no sweep; give the folder of one")
+        return cls(
+            folder=folder,
+            name=told["name"],
+            target=Target(**told["target"]),
+            arms=tuple(told["arms"]),
+            batches=tuple(told["batches"]),
+            trials=list(trials.values()),
+            best=best,
+        )
+
+    def at(self, cell: Cell, stage: Stage | None = None) -> list[Trial]:
+        """The trials of a cell, of one stage or of all."""
+        return [t for t in self.trials if t.cell == cell and (stage is None or t.stage == stage)]
