@@ -169,6 +169,32 @@ def _train(
 
 
 @command
+@click.argument("sweep", metavar="SWEEP")
+@overrides
+@local
+@click.option("--resume", is_flag=True, help="Go on with the newest sweep of this name.")
+@click.option("--extend", is_flag=True, help="The same, with more batches, arms or seeds than it had.")
+@click.option("--dry-run", is_flag=True, help="Say what would be tried, and at most how much that is.")
+@cluster_address
+def sweep(
+    sweep: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    resume: bool,
+    extend: bool,
+    dry_run: bool,
+    address: str | None,
+) -> None:
+    """Try a recipe at many batches and rates: which is best at each, and what does it take."""
+    from cluster.experiments import command
+
+    click.echo(f"lockstep sweep {sweep}")
+    command.sweep(
+        sweep, overrides, local=local, address=address, resume=resume, extend=extend, dry_run=dry_run
+    )
+
+
+@command
 @click.argument("run", metavar="RUN")
 @directory
 @click.option(

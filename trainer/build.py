@@ -45,9 +45,11 @@ def build(
     preparer: Preparer,
     state: State | None = None,
     decisions: Decisions = NONE_TAKEN,
+    execution: Execution | None = None,
 ) -> Training:
     """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
-    `decisions` are those that the run took before.
+    `decisions` are those that the run took before; `execution`, where steps are computed as another run's of
+    the same model and batch were.
     """
     if group.device.type == "cpu":
         keep_freed_memory()
@@ -88,7 +90,7 @@ def build(
     if state is not None:
         training.load(state)
     training.average = _average(training, state)
-    training.execute(_execution(training, state))
+    training.execute(execution or _execution(training, state))
     return training
 
 

@@ -79,7 +79,7 @@ def _train(
     """
     recipe = plan.recipe
     validation, test = (
-        Evaluation(task, split, plan.examples[split], recipe.batch.micro, preparer, group)
+        Evaluation(task, split, plan.examples[split], recipe.evaluation_micro, preparer, group)
         for split in ("validation", "test")
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)

@@ -142,6 +142,9 @@ class EvalSection(Section):
     """Validation during the run. The test split is used once, at its end."""
 
     every: Interval | None = Field(default=Interval(epochs=1), description="how often; null: only at the end")
+    micro: Count | None = Field(
+        default=None, description="examples per forward pass of an evaluation; null: `batch.micro`"
+    )
 
 
 class PoolSection(Section):
@@ -244,6 +247,11 @@ class Recipe(Section):
         echo = self.echo.model_copy(update={"capacity": least_capacity(self.batch, self.echo)})
         return self.model_copy(update={"echo": echo})
 
+    @property
+    def evaluation_micro(self) -> int:
+        """Examples per forward pass of an evaluation."""
+        return self.eval.micro or self.batch.micro
+
     _places: dict[str, tuple[str, int | None]] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
@@ -298,10 +306,11 @@ CONTRADICTIONS: tuple[Callable[..., Iterator[Contradiction]], ...] = (
 )
 
 
-def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+def sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """Every section in a model by where it stands."""
     if not (isinstance(annotation, type) and issubclass(annotation, Section)):
         for inner in get_args(annotation):
-            yield from _sections(inner, loc)
+            yield from sections(inner, loc)
         return
     shape = annotation.model_fields.get("shape") or annotation.model_fields.get("kind")
     shapes = get_args(shape.annotation) if shape else ()
@@ -309,10 +318,11 @@ def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         loc = (*loc, *shapes)
     yield loc, annotation
     for name, field in annotation.model_fields.items():
-        yield from _sections(field.annotation, (*loc, field.alias or name))
+        yield from sections(field.annotation, (*loc, field.alias or name))
 
 
-SECTIONS: dict[tuple[str, ...], type[Section]] = dict(_sections(Recipe))
+Sections = Mapping[tuple[str, ...], type[Section]]
+SECTIONS: Sections = dict(sections(Recipe))
 """Every section by where it stands; one per shape, such as ("schedule", "decay", "cosine")."""
 
 

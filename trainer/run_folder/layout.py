@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.errors import UserError
 
 RECIPE = "recipe.yaml"  # resolved, every default written out
+SWEEP = "sweep.yaml"  # of a sweep's folder instead: resolved, with its recipe
 PLAN = "plan.txt"
 JOURNAL = "journal.jsonl"
 LOG = "lockstep.log"  # what workers, Ray and the tracking process print
@@ -77,13 +78,18 @@ def named(directory: str | Path, name: str) -> Path:
     UserError where there is none.
     """
     for folder in (Path(name), Path(directory) / name):
-        if (folder / RECIPE).is_file():
+        if (folder / RECIPE).is_file() or is_sweep(folder):
             return folder.absolute()
     newest_first = sorted(numbered(Path(directory).absolute(), name), reverse=True)
     if newest_first:
         return newest_first[0][1]
     known = ", ".join(folder.name for folder in runs_in(directory)) or "none"
     raise UserError(f"{name}: is no run in {directory}; there are {known}")
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep and not a run."""
+    return (folder / SWEEP).is_file()
 
 
 def runs_in(directory: str | Path) -> list[Path]:
