@@ -21,8 +21,13 @@ NEAREST = 0.6  # octaves: a rate this near stands for the one that a bracket wan
 
 @dataclass
 class Bowl:
-    """The trials of one cell by rate."""
+    """The trials of one cell by rate.
 
+    Args:
+        sign: 1 where less of the target's metric is better, -1 where more is.
+    """
+
+    sign: int = 1
     trials: dict[float, list[Trial]] = field(default_factory=dict)
 
     def add(self, trial: Trial) -> None:
@@ -53,7 +58,11 @@ class Bowl:
         }
 
     def best(self, tolerance: float) -> float:
-        """The lowest of the rates whose mean is within a tolerance of the least."""
+        """The lowest of the rates whose mean is within a tolerance of the least; while no trial has reached the
+        target, the rate that has come nearest to it.
+        """
+        if not self.reached:
+            return min(self.trials, key=lambda x: min(self._distance(trial) for trial in self.trials[x]))
         means = self.means()
         least = min(means.values())
         return min(x for x, mean in means.items() if mean <= least + math.log1p(tolerance))
@@ -74,6 +83,12 @@ class Bowl:
         if curvature <= 0:
             return best
         return best + float(np.clip(-slope / 2 / curvature, -FURTHEST, FURTHEST))
+
+    def _distance(self, trial: Trial) -> float:
+        """How far a trial is from the target, in an order of its own."""
+        if trial.end == "diverged" or not trial.curve:
+            return math.inf
+        return self.sign * trial.curve[-1][1]
 
     @property
     def steps(self) -> float:

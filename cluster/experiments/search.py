@@ -60,6 +60,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.bowls: dict[int, Bowl] = {}
         self.best: dict[int, float] = {}  # octaves, of the cells that are done
+        self.sign = 1 if self.sweep.target.at_least is None else -1
 
     def round(
         self, batch: int, xs: Iterable[float], seeds: Iterable[int], limit: float, stage: Stage = "search"
@@ -73,7 +74,7 @@ class _Search:
         for trial in trials:
             self.spent += trial.examples
             if stage == "search":
-                self.bowls.setdefault(batch, Bowl()).add(trial)
+                self.bowls.setdefault(batch, Bowl(self.sign)).add(trial)
 
     @property
     def is_spent(self) -> bool:
@@ -129,17 +130,13 @@ def _grid(search: _Search, length: Callable[[int], int]) -> Strand:
 
 def _outward(search: _Search, batch: int, x: float, total: int) -> Generator[list[Ask], list[Trial], None]:
     """The first rates of a strand: far apart, and given more steps until one of them reaches the target."""
+    xs = [x + away for away in OUTWARD]
     for share in SHARES:
-        limit = math.ceil(total / share)
-        here = search.bowls.get(batch, Bowl())
-        xs = [
-            x + away
-            for away in OUTWARD
-            if not any(trial.end == "diverged" for trial in here.trials.get(x + away, []))
-        ]
-        yield from search.round(batch, xs, search.sweep.seeds.search[:1], limit)
-        if batch in search.bowls and search.bowls[batch].reached:
+        yield from search.round(batch, xs, search.sweep.seeds.search[:1], math.ceil(total / share))
+        here = search.bowls.get(batch)
+        if here is None or here.reached:
             return
+        xs = [tried for tried in xs if here.trials[tried][0].end != "diverged"]
 
 
 def _bracket(search: _Search, batch: int, total: int) -> Generator[list[Ask], list[Trial], None]:
@@ -147,16 +144,16 @@ def _bracket(search: _Search, batch: int, total: int) -> Generator[list[Ask], li
     sweep, here = search.sweep, search.bowls.get(batch)
     if here is None:  # the budget was spent before
         return
-    tolerance, patience = sweep.rate.tolerance, sweep.stop.after_best
+    tolerance, patience, first = sweep.rate.tolerance, sweep.stop.after_best, sweep.seeds.search[:1]
     while len(here.trials) < sweep.rate.trials and not search.is_spent:
-        best = here.best(tolerance)
-        missing = [x for x in (best - 1, best + 1) if not here.has(x)]
-        if here.reached and not missing:
+        best, width = here.best(tolerance), 1 if here.reached else 2
+        limit = patience * here.steps if here.reached else here.longest
+        xs = [x for x in (best - width, best + width) if not here.has(x)]
+        if not xs and not here.reached and here.longest < total:
+            xs, limit = here.near(best), 2 * here.longest
+        if not xs:
             break
-        if not here.reached:
-            missing = missing or [min(here.trials) - 2, max(here.trials) + 2]
-        limit = min(total, patience * here.steps if here.reached else 2 * here.longest)
-        yield from search.round(batch, missing, sweep.seeds.search[:1], limit)
+        yield from search.round(batch, xs, first, min(total, limit))
     if here.reached:
         near = here.near(here.best(tolerance))
         yield from search.round(batch, near, sweep.seeds.search[1:], patience * here.steps)

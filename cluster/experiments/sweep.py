@@ -171,12 +171,11 @@ def folder_of(plan: SweepPlan, *, resume: bool, extend: bool, folder: Path | Non
     may_differ = (*MAY_CHANGE, *(MAY_GROW if extend else ()))
     changed = [key for key in now if before[key] != now[key] and key not in may_differ]
     if changed:
+        flag, keys = "--extend" if extend else "--resume", ", ".join(changed)
         cure = (
-            f"`lockstep resume {folder.name}` goes on with its own; --extend may change {', '.join(MAY_GROW)}"
+            f"--extend may change {', '.join(MAY_GROW)}, and `lockstep resume {folder.name}` changes nothing"
         )
-        raise UserError(
-            f"--{'extend' if extend else 'resume'}: {', '.join(changed)} differ from {stored}; {cure}"
-        )
+        raise UserError(f"{flag}: {keys}: not as in {layout.relative_to_cwd(stored)}; {cure}")
     return folder
 
 
