@@ -133,12 +133,20 @@ def resume(
     profile: int,
     address: str | None,
 ) -> None:
-    """Resume a run, by its name or its folder, with the recipe and the overrides that it began with."""
+    """Resume a run or a sweep, by its name or its folder, with what it began with."""
     from trainer.run_folder import layout
 
     folder = layout.named(directory, run)
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep resume {layout.relative_to_cwd(folder)}")
+    if layout.is_sweep(folder):
+        from cluster.experiments import command
+
+        if accept or profile:
+            raise click.UsageError("--accept and --profile are for runs, and this is a sweep")
+        stored = str(folder / layout.SWEEP)
+        command.sweep(stored, overrides, local=local, address=address, resume=True, folder=folder)
+        return
     recipe = str(folder / layout.RECIPE)
     _train(recipe, overrides, local, address, profile, resume=True, accept=accept, folder=folder)
 
@@ -258,13 +266,15 @@ def optimizers(name: str | None) -> None:
 
 
 @command
-def schema() -> None:
+@click.option("--sweep", is_flag=True, help="That of a sweep's file.")
+def schema(sweep: bool) -> None:
     """Print the recipe's JSON Schema, for editors."""
     import json
 
     from trainer.recipe.schema import Recipe
+    from trainer.recipe.sweep import Sweep
 
-    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    click.echo(json.dumps((Sweep if sweep else Recipe).model_json_schema(), indent=2))
 
 
 @command

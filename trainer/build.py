@@ -48,8 +48,7 @@ def build(
     execution: Execution | None = None,
 ) -> Training:
     """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
-    `decisions` are those that the run took before; `execution`, where steps are computed as another run's of
-    the same model and batch were.
+    `decisions` are those that the run took before, `execution` one that was found for this model and batch.
     """
     if group.device.type == "cpu":
         keep_freed_memory()
@@ -61,7 +60,6 @@ def build(
     checkpoint_activations(model, plan.checkpointed_blocks)
     optimizer, names = _optimizer(recipe, plan, model)
     schedule = _schedule(plan, decisions)
-    precision = recipe.train.precision
     forward_backward = ForwardBackward(
         task,
         model,
@@ -70,8 +68,8 @@ def build(
         position=progress.position,
         seed=recipe.seed,
         device=group.device,
-        precision=precision,
-        scale=LossScale.of(precision, micro),
+        precision=recipe.train.precision,
+        scale=LossScale.of(recipe.train.precision, micro),
     )
     training = Training(
         plan=plan,

@@ -58,8 +58,8 @@ class Bowl:
         }
 
     def best(self, tolerance: float) -> float:
-        """The lowest of the rates whose mean is within a tolerance of the least; while no trial has reached the
-        target, the rate that has come nearest to it.
+        """The lowest of the rates whose mean is within a tolerance of the least; while no trial has reached
+        the target, the rate that has come nearest to it.
         """
         if not self.reached:
             return min(self.trials, key=lambda x: min(self._distance(trial) for trial in self.trials[x]))
