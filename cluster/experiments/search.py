@@ -12,15 +12,17 @@ repeated on the other search seeds; their parabola has the cell's rate. Over all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.experiments import bowl
 from cluster.experiments.bowl import Bowl
+from cluster.experiments.tpe import RateSampler
 from cluster.experiments.trials import Axes, Cell, Stage, Trial
 from trainer.recipe.sweep import Sweep
 
 OUTWARD = (-4.0, -2.0, 0.0, 2.0, 4.0)  # octaves from where a strand begins
+REACH = 3.0  # octaves to each side of the forecast in which Optuna searches
 REPORT_PATIENCE = 3.0  # times the best steps: a reported trial is given up later than one of the search
 SHARES = (8, 4, 2, 1)  # of the recipe's length that a strand's first trials are given
 
@@ -107,6 +109,9 @@ def strand(
     first = min(sweep.batches, key=lambda batch: abs(math.log2(batch / own_batch)))
     upward = [batch for batch in sweep.batches if batch > first]
     downward = [batch for batch in reversed(sweep.batches) if batch < first]
+    if sweep.rate.search == "optuna":
+        yield from _tpe(search, bowl.octaves(own_rate), [first, *upward, *downward], length)
+        return
     for batch in [first, *upward, *downward]:
         if not search.best:
             yield from _outward(search, batch, bowl.octaves(own_rate), length(batch))
@@ -115,6 +120,29 @@ def strand(
             yield from search.round(batch, (x - 1, x, x + 1), sweep.seeds.search[:1], search.limit(batch))
         yield from _bracket(search, batch, length(batch))
     yield from _report(search, _halfway(search), length)
+
+
+def _tpe(search: _Search, x: float, batches: Sequence[int], length: Callable[[int], int]) -> Strand:
+    """As many rates as allowed in each cell, one after another as Optuna proposes them; the best one again on
+    the other seeds.
+    """
+    sweep = search.sweep
+    for batch in batches:
+        x = bowl.forecast(search.best, batch) if search.best else x
+        sampler = RateSampler(x, REACH, f"{sweep.name} {Cell(search.arm, batch, search.axes)}")
+        for _ in range(sweep.rate.trials):
+            tried = sampler.ask()
+            here = search.bowls.get(batch)
+            limit = sweep.stop.after_best * here.steps if here and here.reached else length(batch)
+            yield from search.round(batch, [tried], sweep.seeds.search[:1], min(limit, length(batch)))
+            if search.is_spent:
+                break
+            sampler.tell(search.bowls[batch].means()[bowl.octaves(2.0**tried)])
+        if batch in search.bowls and (here := search.bowls[batch]).reached:
+            best = here.best(sweep.rate.tolerance)
+            yield from search.round(batch, [best], sweep.seeds.search[1:], sweep.stop.after_best * here.steps)
+            search.best[batch] = here.best(sweep.rate.tolerance)
+    yield from _report(search, search.best, length)
 
 
 def _grid(search: _Search, length: Callable[[int], int]) -> Strand:

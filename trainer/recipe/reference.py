@@ -1,4 +1,4 @@
-"""docs/recipe.md and docs/sweep.md, made from the models: `python -m trainer.recipe.reference > docs/recipe.md`
+"""docs/recipe.md and docs/sweep.md, from the models: `python -m trainer.recipe.reference > docs/recipe.md`
 and `python -m trainer.recipe.reference sweep > docs/sweep.md`.
 """
 

@@ -153,6 +153,16 @@ def test_a_grid_tries_every_rate_on_every_seed():
     assert max(regret(batch, rate) for batch, rate in best.items()) < 0.1
 
 
+def test_optuna_proposes_as_many_rates_as_it_may():
+    pytest.importorskip("optuna")
+    of = sweep(batches=[16, 64], rate={"search": "optuna", "trials": 12})
+    best, rounds = searched(of)
+    searches = [ask for asks in rounds for ask in asks if ask.stage == "search"]
+    assert len(searches) == 2 * (12 + 1)  # the best one again, on the second seed
+    assert max(regret(batch, rate) for batch, rate in best.items()) < 0.3
+    assert searched(of) == (best, rounds)
+
+
 def bowl(**values):
     """A bowl of reached trials from octaves to steps."""
     made = Bowl()
