@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.optimize import least_squares
 from cluster.experiments.trials import Trial
 
 SEED_NOISE = 0.13  # standard deviation of ln steps between seeds, as measured on digits
+GIVEN_UP, DIVERGED = 0.25, 1.0  # ln steps above the best one's that such a trial takes at least
 NEAR = 1.6  # octaves: the neighbours in a bracket of one octave
 FURTHEST = 0.75  # octaves from the middle of a bracket to the lowest point of its parabola
 NEAREST = 0.6  # octaves: a rate this near stands for the one that a bracket wants
@@ -50,12 +51,13 @@ class Bowl:
         return any(abs(x - other) < NEAREST for other in self.trials)
 
     def means(self) -> dict[float, float]:
-        """Mean ln steps at each rate. Who was given up counts with the steps that it was trained; who
-        diverged, with none that anybody could wait for.
+        """Mean ln steps at each rate. Who was given up counts with the steps that it was trained, but with
+        more than the best rate takes; who diverged, with none that anybody could wait for.
         """
-        return {
-            x: float(np.mean([_ln_steps(trial) for trial in here])) for x, here in sorted(self.trials.items())
-        }
+        reached = {x: [math.log(t.steps) for t in here if t.steps] for x, here in self.trials.items()}
+        least = min((float(np.mean(values)) for values in reached.values() if values), default=0.0)
+        rates = sorted(self.trials)
+        return {x: float(np.mean([_ln_steps(trial, least) for trial in self.trials[x]])) for x in rates}
 
     def best(self, tolerance: float) -> float:
         """The lowest of the rates whose mean is within a tolerance of the least; while no trial has reached
@@ -97,8 +99,8 @@ class Bowl:
 
 
 def octaves(rate: float) -> float:
-    """A rate in octaves."""
-    return math.log2(rate)
+    """A rate in octaves, the same for rates that are equal but for rounding."""
+    return round(math.log2(rate), 9)
 
 
 def surface(bowls: Mapping[int, Bowl]) -> dict[int, float]:
@@ -108,16 +110,15 @@ def surface(bowls: Mapping[int, Bowl]) -> dict[int, float]:
     with a soft loss, trials that were given up as lower bounds.
     """
     batches = sorted(bowls)
-    points = [
-        (i, octaves(trial.rate), _ln_steps(trial), trial.steps is None)
-        for i, batch in enumerate(batches)
-        for here in bowls[batch].trials.values()
-        for trial in here
-        if trial.end != "diverged"
-    ]
+    least = np.array([min(bowls[batch].means().values()) for batch in batches])
+    points = []
+    for i, batch in enumerate(batches):
+        for trial in (trial for here in bowls[batch].trials.values() for trial in here):
+            ln_steps = _ln_steps(trial, least[i])
+            y = min(ln_steps, least[i] + DIVERGED) if trial.steps is None else ln_steps
+            points.append((i, octaves(trial.rate), y, trial.steps is None))
     number, x, y, is_bound = (np.array(column) for column in zip(*points, strict=True))
     log_batch = np.log2(np.array(batches, float))
-    least = np.array([min(bowls[batch].means().values()) for batch in batches])
     starts = np.array([bowls[batch].best(0.0) for batch in batches])
 
     def best_rates(law: np.ndarray) -> np.ndarray:
@@ -145,18 +146,20 @@ def surface(bowls: Mapping[int, Bowl]) -> dict[int, float]:
 
 
 def forecast(best: Mapping[int, float], batch: int) -> float:
-    """The rate to begin with at a batch, from those of its neighbours: their slope, or half an octave for
-    each octave of the batch.
+    """The rate to begin with at a batch: on the line through the three nearest that are known; of one,
+    half an octave for each octave of the batch.
     """
-    nearest: Sequence[int] = sorted(best, key=lambda known: abs(math.log2(known / batch)))[:2]
-    slope = 0.5
-    if len(nearest) == 2:
-        one, other = nearest
-        slope = float(np.clip((best[one] - best[other]) / math.log2(one / other), -0.5, 1.0))
-    return best[nearest[0]] + slope * math.log2(batch / nearest[0])
+    nearest = sorted(best, key=lambda known: abs(math.log2(known / batch)))[:3]
+    x = np.array([math.log2(known / batch) for known in nearest])
+    y = np.array([best[known] for known in nearest])
+    slope = float(np.polyfit(x, y, 1)[0]) if len(nearest) > 1 else 0.5
+    return float(y.mean() - np.clip(slope, -0.5, 1.0) * x.mean())
 
 
-def _ln_steps(trial: Trial) -> float:
+def _ln_steps(trial: Trial, least: float) -> float:
+    """Of a trial in a cell whose best rate takes `least`."""
     if trial.end == "diverged":
         return math.inf
-    return math.log(trial.steps if trial.steps is not None else max(1, trial.trained_steps))
+    return (
+        math.log(trial.steps) if trial.steps else max(math.log(max(1, trial.trained_steps)), least + GIVEN_UP)
+    )

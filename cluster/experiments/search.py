@@ -3,10 +3,10 @@ function of the rounds that it was sent. So a search that was cut off goes on fr
 clocks nor the number of groups change what it proposes.
 
 A strand begins at the batch nearest to the recipe's, goes up, then down. In each cell a bracket of octaves is
-laid around the rate that the neighbours forecast and moved until its middle is best; its three rates are
-repeated on the other search seeds; their parabola has the cell's rate. Over all cells one surface is fitted
-(`bowl.surface`), and the rate that is reported lies halfway between the two: measured better than either
-(docs/scaling.md). It is repeated on fresh seeds.
+laid around the rate that the neighbours forecast and moved until its middle is best, which is then tried on
+the other search seeds; the bracket's parabola has the cell's rate. Over all cells one surface is fitted
+(`bowl.surface`), and the rate that is reported lies halfway between the two. It is repeated on fresh seeds.
+`benchmarks/search.py` measures how good that is.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def strand(
             yield from _outward(search, batch, bowl.octaves(own_rate), length(batch))
         else:
             x = bowl.forecast(search.best, batch)
-            yield from search.round(batch, (x - 1, x, x + 1), sweep.seeds.search[:1], search.limit(batch))
+            yield from search.round(batch, [x], sweep.seeds.search[:1], search.limit(batch))
         yield from _bracket(search, batch, length(batch))
     yield from _report(search, _halfway(search), length)
 
@@ -164,11 +164,11 @@ def _outward(search: _Search, batch: int, x: float, total: int) -> Generator[lis
         here = search.bowls.get(batch)
         if here is None or here.reached:
             return
-        xs = [tried for tried in xs if here.trials[tried][0].end != "diverged"]
+        xs = [tried for tried, trials in here.trials.items() if trials[0].end != "diverged"]
 
 
 def _bracket(search: _Search, batch: int, total: int) -> Generator[list[Ask], list[Trial], None]:
-    """Move the bracket until its middle is best, then repeat it on the other seeds."""
+    """Move the bracket until its middle is best, and try that on the other seeds."""
     sweep, here = search.sweep, search.bowls.get(batch)
     if here is None:  # the budget was spent before
         return
@@ -183,8 +183,8 @@ def _bracket(search: _Search, batch: int, total: int) -> Generator[list[Ask], li
             break
         yield from search.round(batch, xs, first, min(total, limit))
     if here.reached:
-        near = here.near(here.best(tolerance))
-        yield from search.round(batch, near, sweep.seeds.search[1:], patience * here.steps)
+        best = here.best(tolerance)
+        yield from search.round(batch, [best], sweep.seeds.search[1:], patience * here.steps)
         search.best[batch] = here.lowest(tolerance)
 
 

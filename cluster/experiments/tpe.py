@@ -1,4 +1,4 @@
-"""Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), asked and told: our journal is the truth."""
+"""Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), asked and told."""
 
 from __future__ import annotations
 

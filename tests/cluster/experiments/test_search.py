@@ -193,3 +193,4 @@ def test_a_forecast_follows_the_neighbours():
     assert forecast({64: -3.0}, 128) == -2.5
     assert forecast({64: -3.0, 16: -4.0}, 256) == pytest.approx(-2.0)
     assert forecast({64: -3.0, 128: -3.2}, 256) == pytest.approx(-3.4)
+    assert forecast({16: -5.0, 64: -3.0, 128: -2.0, 4: 9.0}, 256) == pytest.approx(-1.0)
