@@ -4,24 +4,36 @@ Law 1 makes restarts simple: where to go on is in the run's folder, on any numbe
 live through the death of another one are used again, with all that they have imported.
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cluster.watch import Hung, Watch
 from trainer.errors import RunFailed
 from trainer.run_folder import layout
 from trainer.run_folder.checkpoints import Checkpoints
 from trainer.run_folder.journal import Journal
 
+if TYPE_CHECKING:
+    from trainer.distributed.pulse import Report
+
 MOST_RESTARTS = 3  # in a row without a new checkpoint
 LOOK_INTERVAL_S = 0.2  # between looks at the cluster while it trains
 SURVIVING_S = 10.0  # what workers have to notice that another one is gone, before they are replaced, too
 STARTING_S = 60.0  # what the others have to come up, where one died while it started
+WATCH = "watch"  # the thread in which workers answer while they train
 PLACING_S = 10.0  # until the user is told what the group waits for
+
+
+class WorkersHung(Exception):  # noqa: N818
+    """Workers did not move any more, and were ended."""
 
 
 class Worker:
@@ -29,6 +41,13 @@ class Worker:
 
     def __init__(self) -> None:
         import trainer.worker  # noqa: F401 (torch and the rest, while the other processes start)
+        from trainer.distributed.pulse import Pulse
+
+        self.pulse = Pulse()
+
+    def report(self) -> Report:
+        """What it does now. In a thread of its own, while `train` has another one."""
+        return self.pulse.report()
 
     def node(self) -> str:
         """The node that it runs on, once it is ready."""
@@ -55,8 +74,10 @@ class Worker:
         import torch.distributed as dist
 
         from data_echo.prepare.ray_pool import PoolPreparer
+        from trainer.distributed.pulse import Pulse
         from trainer.worker import run_worker
 
+        self.pulse = Pulse()
         rank, size, local_rank = place
         folder = Path(spec.folder)
         if not folder.is_dir():
@@ -68,10 +89,8 @@ class Worker:
             if size > 1:
                 dist.init_process_group(init_method=meeting_point, rank=rank, world_size=size)
             if rank == 0:
-                journal = Journal(folder)
-                journal.write("stage", name=f"{size} workers", seconds=time.time() - began_at)
-                journal.close()
-            run_worker(spec, PoolPreparer(*pool))
+                _note(folder, "stage", name=f"{size} workers", seconds=time.time() - began_at)
+            run_worker(spec, PoolPreparer(*pool), self.pulse)
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -112,10 +131,14 @@ class WorkerActors:
         """
         restarts, newest = 0, _newest_step(spec.folder)
         while (failure := self._attempt(spec, pool, began_at, is_ours, lost)) is not None:
+            if isinstance(failure, RunFailed):
+                raise failure
             before, newest = newest, _newest_step(spec.folder)
             restarts = 1 if newest > before else restarts + 1
-            if restarts > MOST_RESTARTS or isinstance(failure, RunFailed):
-                raise failure if isinstance(failure, RunFailed) else RunFailed(_in_a_line(failure))
+            if restarts > MOST_RESTARTS:
+                often = f"{MOST_RESTARTS} restarts in a row brought no new checkpoint"
+                raise RunFailed(f"{_in_a_line(failure)}; {often}")
+            _note(spec.folder, "restart", reason=_in_a_line(failure))
             began_at = time.time()
 
     def close(self) -> None:
@@ -131,7 +154,8 @@ class WorkerActors:
         import ray
 
         options = {"num_cpus": self.resources["CPU"], "num_gpus": self.resources.get("GPU", 0)}
-        return ray.remote(Worker).options(**options, scheduling_strategy=self.placed(rank)).remote()
+        actor: Any = ray.remote(concurrency_groups={WATCH: 1})(Worker)  # type: ignore[call-overload]
+        return actor.options(**options, scheduling_strategy=self.placed(rank)).remote()
 
     def _attempt(
         self, spec: Any, pool: Any, began_at: float, is_ours: bool, lost: Callable[[], Any]
@@ -158,16 +182,29 @@ class WorkerActors:
         }
         failures: list[Exception] = []
         deadline = float("inf")
+        watch = Watch(self.size, spec.plan.recipe.run.hung_after_s, self._ask)
         while pending and time.monotonic() < deadline:
             done, pending = wait(pending, LOOK_INTERVAL_S, FIRST_COMPLETED)
             if (what := lost()) is not None:
                 raise RunFailed(what)
             failures += filter(None, map(_failure, done))
+            if not failures and (hung := watch.look()) is not None:
+                failures.append(WorkersHung(hung.reason))
+                self._kill(hung)
             if failures and deadline == float("inf"):
                 deadline = time.monotonic() + SURVIVING_S
         if failures:
             self._replace_the_dead(LOOK_INTERVAL_S)
         return min(failures, key=_explains_others, default=None)
+
+    def _ask(self, rank: int) -> Future[Report]:
+        return self.workers[rank].report.options(concurrency_group=WATCH).remote().future()
+
+    def _kill(self, hung: Hung) -> None:
+        import ray
+
+        for rank in hung.ranks:
+            ray.kill(self.workers[rank])
 
     def _replace_the_dead(self, patience_s: float) -> None:
         """A new worker for each that is dead, or does not answer: it is busy with the attempt that failed."""
@@ -203,7 +240,15 @@ def _explains_others(failure: Exception) -> int:
     """Order of failures: a run that stopped itself, a worker that died, and what the others made of that."""
     from ray.exceptions import RayActorError
 
-    return 0 if isinstance(failure, RunFailed) else 1 if isinstance(failure, RayActorError) else 2
+    if isinstance(failure, RunFailed | WorkersHung):
+        return 0
+    return 1 if isinstance(failure, RayActorError) else 2
+
+
+def _note(folder: str | Path, kind: str, **fields: Any) -> None:
+    """A line in the journal of a run."""
+    with closing(Journal(folder)) as journal:
+        journal.write(kind, **fields)
 
 
 def _newest_step(folder: str) -> str:

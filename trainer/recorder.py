@@ -15,6 +15,7 @@ from torch import nn
 
 from trainer.compute.profiling import profiled
 from trainer.distributed.group import WorkerGroup
+from trainer.distributed.pulse import Pulse
 from trainer.errors import RunFailed
 from trainer.loop import Step
 from trainer.plan.provenance import Provenance
@@ -37,6 +38,7 @@ class Recorder:
         section: which checkpoints are kept.
         provenance: of code and data, kept with each checkpoint.
         profile: steps to profile; 0: none.
+        pulse: moves with all that is written, for those who watch this worker.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Recorder:
         group: WorkerGroup,
         provenance: Provenance,
         profile: int = 0,
+        pulse: Pulse | None = None,
     ):
         self.folder, self.group, self.provenance, self.profile = folder, group, provenance, profile
         self.checkpoints = Checkpoints(folder / layout.CHECKPOINTS, section.keep, section.best)
@@ -53,9 +56,11 @@ class Recorder:
         self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.looked_at = 0.0
+        self.pulse = pulse or Pulse()
 
     def write(self, kind: str, **fields: Any) -> None:
         """A line in the journal."""
+        self.pulse.moved()
         if self.journal is not None:
             self.journal.write(kind, **fields)
 

@@ -18,6 +18,7 @@ from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
+from trainer.distributed.pulse import Pulse
 from trainer.errors import RunFailed, RunStopped, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
@@ -43,18 +44,18 @@ class RunSpec:
     profile: int = 0  # steps to profile; 0: none
 
 
-def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
+def run_worker(spec: RunSpec, preparer: Preparer | None = None, pulse: Pulse | None = None) -> Outcome:
     """Train as one worker of the group this process belongs to; all workers return the same outcome.
 
     Resumes from the newest whole checkpoint in the run's folder, if there is one. Without a `preparer` the
     examples are prepared in line. A run that stops itself (RunFailed) returns a FAILED outcome: trying again
-    would stop it again.
+    would stop it again. Those who watch this worker ask its `pulse`.
     """
     recipe = spec.plan.recipe
     group = WorkerGroup.join(recipe.run.device)
     task = checked(spec.make_task())
     own = preparer or InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
-    recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile)
+    recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile, pulse)
     try:
         metrics = _train(spec.plan, group, task, own, recorder)
         return recorder.end(Outcome("FINISHED", metrics=metrics))
@@ -78,8 +79,9 @@ def _train(
     metrics.
     """
     recipe = plan.recipe
+    block, moved = recipe.evaluation_micro, recorder.pulse.moved
     validation, test = (
-        Evaluation(task, split, plan.examples[split], recipe.evaluation_micro, preparer, group)
+        Evaluation(task, split, plan.examples[split], block, preparer, group, moved)
         for split in ("validation", "test")
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
@@ -130,6 +132,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             recorder.write("execution", step=step.step, **asdict(execution))
         counters = training.loader.counters()
         recorder.write("step", **_step_fields(training, step, counters))
+        recorder.pulse.stepped(step.step, step.total_s)
         skipped.after_step()
         if factor is not None:
             factor.after_step(step.step, step.batch, step.busy_s, progress.position, counters)

@@ -186,6 +186,11 @@ class RunSection(Section):
         default=False,
         description="keep convolutions' weights and activations with their channels innermost in memory",
     )
+    hung_after_s: Positive = Field(
+        default=60.0,
+        description="seconds without a sign of life, or ten steps where those take longer, after which the "
+        "worker that holds the others up is replaced; thirty times as long outside of steps",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU for each worker where there are any"
     )
