@@ -81,19 +81,26 @@ class Recorder:
         return (None if newest is None else read(newest)), decisions
 
     def stop_asked(self) -> bool:
-        """Whether somebody asked for a stop, by a file in the run's folder; looked for now and then."""
+        """Whether somebody asked for a stop, or waits to join, by a file in the run's folder; looked for now
+        and then.
+        """
         now = time.monotonic()
         if self.journal is None or now - self.looked_at < LOOK_INTERVAL_S:
             return False
         self.looked_at = now
-        return (self.folder / layout.STOP).exists()
+        return (self.folder / layout.STOP).exists() or (self.folder / layout.REGROUP).exists()
 
-    def stop_reason(self) -> str:
-        """Why the run is to stop, as who asked for it has written it down."""
+    def stop_reason(self) -> str | None:
+        """Why the run is to stop, as who asked for it has written it down; None where it is only to start
+        again with more workers. Called by all of them.
+        """
+        reason: str | None = "interrupted"
         try:
-            return (self.folder / layout.STOP).read_text()
+            reason = (self.folder / layout.STOP).read_text()
         except OSError:
-            return "interrupted"
+            if (self.folder / layout.REGROUP).exists():
+                reason = None
+        return self.group.broadcast(reason)
 
     def decide(self, position: int, what: str, value: Any) -> None:
         """Journal a decision that holds from a position of the data on; it is on the disk when this

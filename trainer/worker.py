@@ -19,7 +19,7 @@ from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.pulse import Pulse
-from trainer.errors import RunFailed, RunStopped, UserError, trace_of
+from trainer.errors import RunFailed, RunPaused, RunStopped, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
@@ -27,7 +27,7 @@ from trainer.plan.rehearsal import unknown_metrics
 from trainer.recipe.durations import Interval, SavingInterval
 from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
-from trainer.run_folder.outcome import Outcome
+from trainer.run_folder.outcome import PAUSED, Outcome
 from trainer.task import Task
 from trainer.task_calls import checked
 from trainer.training import Training
@@ -61,6 +61,8 @@ def run_worker(spec: RunSpec, preparer: Preparer | None = None, pulse: Pulse | N
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
         return recorder.end(Outcome("FAILED", str(error), trace=trace_of(error)))
+    except RunPaused:
+        return Outcome(PAUSED)
     except RunStopped as stop:
         return recorder.end(Outcome("KILLED", str(stop)))
     except KeyboardInterrupt:
@@ -153,7 +155,8 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             recorder.save(training, metrics)
         if step.stop_asked and not training.finished:
             recorder.checkpoints.wait()
-            raise RunStopped(recorder.stop_reason())
+            reason = recorder.stop_reason()
+            raise RunPaused if reason is None else RunStopped(reason)
         if stop:
             recorder.write("stop", step=step.step, examples=step.examples, reason=stop)
             break

@@ -41,6 +41,7 @@ FIELDS: dict[str, dict[str, Check]] = {
     "accepted": {"changes": lambda value: isinstance(value, list) and all(map(_text, value))},
     "rewind": {"step": _count},
     "restart": {"reason": _text},
+    "resized": {"workers": _count, "reason": _text},
     "step": {
         "step": _count,
         "examples": _count,

@@ -24,6 +24,7 @@ PROFILE = "profile"  # a folder with the following files
 TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
 RAY = ".ray"  # a folder for the workers' meeting point
 STOP = ".stop"  # while somebody asks the run to stop: why
+REGROUP = ".regroup"  # while more workers wait to join the run
 CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
