@@ -47,10 +47,11 @@ class Places:
         began, is_told = time.monotonic(), False
         while not _is_there(self.together):
             refuse_lost()
-            if time.monotonic() - began > PLACING_S and not is_told:
+            waited_s = time.monotonic() - began
+            if waited_s > PLACING_S and not is_told:
                 self._tell_what_is_missing()
                 is_told = True
-            if self.usable_further():  # they may have what the fewest need, whose node is lost
+            if waited_s > FURTHER_S and self.usable_further():  # they may have what the fewest need
                 self._give_up_further()
             time.sleep(LOOK_INTERVAL_S)
         self.further += [self._one_more() for _ in range(len(self.further), self.most - self.fewest)]

@@ -200,7 +200,12 @@ class WorkerActors:
         for place in self.places.new_further(self.workers.keys() | self.coming.keys()):
             worker = self._started(place)
             self.coming[place] = worker, worker.ready.remote().future()
-        return bool(self.coming) and all(ready.done() for _, ready in self.coming.values())
+        if not self.coming or not all(ready.done() for _, ready in self.coming.values()):
+            return False
+        died = [place for place, (_, ready) in self.coming.items() if ready.exception() is not None]
+        for place in died:  # others may start there later; this run goes on without
+            del self.coming[place]
+        return bool(self.coming)
 
     def _take_in_who_has_come(self) -> None:
         self.workers |= {place: worker for place, (worker, _) in self.coming.items()}

@@ -44,6 +44,12 @@ def make_private(path: Path) -> Path:
     return path
 
 
+def forget_requests(folder: Path) -> None:
+    """Remove what asks a run to stop, as it begins and as it ends."""
+    for name in (STOP, REGROUP):
+        (folder / name).unlink(missing_ok=True)
+
+
 def create(directory: str | Path, name: str, above: int = 0) -> Path:
     """Make the folder with the next free number `above` one. Two runs that start at once get one each."""
     parent = Path(directory).absolute()
