@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.ray_places import Places
-from cluster.watch import Watch
+from cluster.watch import UNMEASURED, Watch, named
 from trainer.errors import RunFailed
 from trainer.run_folder import layout
 from trainer.run_folder.checkpoints import Checkpoints
@@ -146,8 +146,8 @@ class WorkerActors:
         request = Path(spec.folder) / layout.REGROUP
         request.unlink(missing_ok=True)
         try:
-            nodes, meeting_point = self._gathered(spec.folder)
-        except RayError as error:  # one died while it started
+            nodes, meeting_point = self._gathered(spec)
+        except (RayError, WorkersHung) as error:  # one died while it started
             self._end_the_dead(STARTING_S)
             return error
         if is_ours:
@@ -177,7 +177,7 @@ class WorkerActors:
             self._end_the_dead(LOOK_INTERVAL_S)
         return min(failures, key=_explains_others, default=None)
 
-    def _gathered(self, folder: str) -> tuple[list[str], str]:
+    def _gathered(self, spec: Any) -> tuple[list[str], str]:
         """A worker in each place that can be used, ready; their nodes, by rank, and where they can meet."""
         answers = None
         while answers is None:
@@ -187,12 +187,12 @@ class WorkerActors:
             for place in usable:
                 if place not in self.workers:
                     self.workers[place] = self._started(place)
-            answers = self._answers(sorted(self.workers))
+            answers = self._answers(UNMEASURED * spec.plan.recipe.run.hung_after_s)
         before, self.size = self.size, len(answers)
         if before not in (0, self.size):
             more = f"there is room for {self.size - before} more"
             reason = more if self.size > before else f"there is no more room for {before - self.size}"
-            _note(folder, "resized", workers=self.size, reason=reason)
+            _note(spec.folder, "resized", workers=self.size, reason=reason)
         return [node for node, _ in answers], answers[0][1]
 
     def _more_can_join(self) -> bool:
@@ -237,16 +237,23 @@ class WorkerActors:
             except Exception:
                 self._end(place)
 
-    def _answers(self, places: list[int]) -> list[tuple[str, str]] | None:
-        """What the workers in some places say when they are ready; None where a place is lost before that.
+    def _answers(self, patience_s: float) -> list[tuple[str, str]] | None:
+        """What the workers say when they are ready, by rank; None where a place is lost before that.
 
-        Waited for as futures: Ray itself would wait for a cluster that has died.
+        Waited for as futures: Ray itself would wait for a cluster that has died. Those that are not ready in
+        time hang, and are ended.
         """
-        pending = {self.workers[place].ready.remote().future(): place for place in places}
+        pending = {self.workers[place].ready.remote().future(): place for place in sorted(self.workers)}
+        deadline = time.monotonic() + patience_s
         while waiting := wait(pending, LOOK_INTERVAL_S).not_done:
             self._refuse_lost()
-            if not all(self.places.is_usable(pending[each]) for each in waiting):
+            late = sorted(pending[each] for each in waiting)
+            if not all(map(self.places.is_usable, late)):
                 return None
+            if time.monotonic() > deadline:
+                ranks = [sorted(self.workers).index(place) for place in late]
+                self._end(*late)
+                raise WorkersHung(f"{named(ranks)} started for {patience_s:.0f} s and did not come up")
         failed = [place for each, place in pending.items() if each.exception() is not None]
         if not all(map(self.places.is_usable, failed)):
             return None

@@ -29,6 +29,11 @@ class Hung:
     reason: str
 
 
+def named(ranks: Sequence[int]) -> str:
+    """Workers as the subject of a sentence."""
+    return f"worker {ranks[0]}" if len(ranks) == 1 else f"each of workers {', '.join(map(str, ranks))}"
+
+
 class Watch:
     """Watches a group whose worker of each rank answers `ask(rank)`, in the end, with a Report."""
 
@@ -89,8 +94,7 @@ class Watch:
         if not ranks:
             return None
         step = max((report.step for report in self.reports if report), default=0) + 1
-        who = f"worker {ranks[0]}" if len(ranks) == 1 else f"each of workers {', '.join(map(str, ranks))}"
-        return Hung(ranks, step, f"{who} {how}, in step {step}")
+        return Hung(ranks, step, f"{named(ranks)} {how}, in step {step}")
 
     def _step_s(self) -> float:
         return max((report.longest_step_s or 0.0 for report in self.reports if report), default=0.0)
