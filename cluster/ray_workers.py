@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_RESTARTS = 3  # in a row without a new checkpoint
 LOOK_INTERVAL_S = 0.2  # between looks at the cluster while it trains
 SURVIVING_S = 10.0  # what workers have to notice that another one is gone, before they are replaced, too
+ANSWERING_S = 1.0  # and to say that they are free for the next attempt
 STARTING_S = 60.0  # what the others have to come up, where one died while it started
 WATCH = "watch"  # the thread in which workers answer while they train
 
@@ -174,7 +175,7 @@ class WorkerActors:
             if self._more_can_join():
                 request.touch()
         if failures:
-            self._end_the_dead(LOOK_INTERVAL_S)
+            self._end_the_dead(ANSWERING_S)
         return min(failures, key=_explains_others, default=None)
 
     def _gathered(self, spec: Any) -> tuple[list[str], str]:

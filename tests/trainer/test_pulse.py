@@ -52,6 +52,24 @@ def test_the_line_of_the_users_code_is_named_within_a_step():
     assert HERE in report.place
 
 
+def pause_within(module: str, pause: Callable[[], None]) -> None:
+    """Pause in a function of a module that a step has called."""
+    inner = {"__name__": module, "pause": pause}
+    exec("def work():\n    pause()", inner)
+    loop = {"__name__": "trainer.loop", "work": inner["work"]}
+    exec("def steps():\n    work()", loop)
+    loop["steps"]()
+
+
+def test_a_step_that_compiles_is_not_measured_by_those_before():
+    def within(module: str) -> bool:
+        return report_during(lambda pause: pause_within(module, pause)).in_step
+
+    assert within("my_task")
+    assert not within("torch._inductor.compile_fx")
+    assert not within("torch._dynamo.convert_frame")
+
+
 def test_outside_of_the_loop_it_is_in_no_step():
     report = report_during(lambda pause: pause())
     assert not report.in_step

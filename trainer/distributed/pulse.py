@@ -14,6 +14,7 @@ STEPS_REMEMBERED = 20
 _COLLECTIVES = ("torch.distributed", "trainer.distributed")  # whose innermost frames wait for other workers
 _POOL = "data_echo.prepare"
 _LOOP = "trainer.loop"
+_COMPILERS = {"torch._dynamo.convert_frame", "torch._inductor.compile_fx"}  # at work, not their code in use
 _NOT_OURS = ("<", sys.prefix, sys.base_prefix)  # how the files of libraries begin
 
 
@@ -24,7 +25,7 @@ class Report:
     Attributes:
         step: the last one that is done.
         longest_step_s: of the last steps; None before the first is done.
-        in_step: whether it is within a step, not between two.
+        in_step: whether it is within a step, not between two, and not compiling for one.
         waits_for: what it can do nothing about.
         place: the line of the user's code, or of ours, that it is in.
     """
@@ -67,7 +68,7 @@ class Pulse:
             self.moves,
             self.step,
             max(self.seconds, default=None),
-            _LOOP in modules,
+            _LOOP in modules and _COMPILERS.isdisjoint(modules),
             waits_for,
             next((_named(frame) for frame in frames if _is_ours(frame)), "no code of its own"),
         )
