@@ -203,7 +203,7 @@ def _tried(training: Training) -> Execution:
                 training.own_micro_batches(micro_batches),
                 gradients,
                 most=stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
-                threads=cores_per_worker(run.workers),
+                threads=cores_per_worker(group.size),
                 compiled=run.compile,
             )
     return group.broadcast(choice)

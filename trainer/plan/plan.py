@@ -58,11 +58,11 @@ class Plan:
 
     def busiest_worker(self, batch_size: int | None = None) -> float:
         """The part of a step of `batch_size` examples (default: `batch.size`) that its busiest worker
-        computes, in the mean over steps.
+        computes, in the mean over steps; with the most workers that the run may have.
         """
         batch = self.recipe.batch
         micro_batches = (batch_size or batch.size) // batch.micro
-        return busiest_worker(micro_batches, batch.lanes, self.recipe.run.workers)
+        return busiest_worker(micro_batches, batch.lanes, self.recipe.run.most_workers)
 
 
 def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:

@@ -7,7 +7,7 @@ from typing import get_origin
 
 from pydantic_core import ErrorDetails
 
-from trainer.recipe.schema import SECTIONS, Contradiction, Section, Sections
+from trainer.recipe.schema import NUMBER_OR_RANGE, SECTIONS, Contradiction, Section, Sections
 
 _SHOWN = 200  # characters of a value
 
@@ -94,6 +94,8 @@ def _locate(loc: tuple[int | str, ...], sections: Sections) -> tuple[str, type[S
     names: tuple[str, ...] = ()
     model = sections[()]
     for part in loc:
+        if part in NUMBER_OR_RANGE:
+            continue
         if isinstance(part, int):
             key.append(str(part))
         elif names in sections:

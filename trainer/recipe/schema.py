@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from trainer.errors import Problem, RecipeError
 from trainer.recipe.batch import BatchSection
@@ -33,6 +33,7 @@ from trainer.recipe.durations import (
 from trainer.recipe.schedule import ScheduleSection
 from trainer.recipe.train import TrainSection
 
+NUMBER_OR_RANGE = ("(number)", "(range)")  # what pydantic calls the two forms of a key; no part of its name
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
 
 
@@ -160,10 +161,30 @@ class PoolSection(Section):
         return self
 
 
+class WorkersSection(Section):
+    """A number of workers that follows what the cluster has room for."""
+
+    min: Few = Field(default=1, description="fewest workers; without them the run waits")
+    max: Few = Field(description="most workers at a time")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkersSection":
+        if self.max < self.min:
+            raise refuse(f"is {self.max}, less than min {self.min}", f"give {self.min} or more", "max")
+        return self
+
+
 class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
-    workers: Few = Field(default=1, description="workers that each batch is divided among")
+    workers: Annotated[
+        Annotated[Few, Tag(NUMBER_OR_RANGE[0])] | Annotated[WorkersSection, Tag(NUMBER_OR_RANGE[1])],
+        Discriminator(lambda value: NUMBER_OR_RANGE[isinstance(value, dict | Section)]),
+    ] = Field(
+        default=1,
+        description="workers that each batch is divided among; min and max: as many as there is room for, "
+        "fewer when some are lost, more when there is room again",
+    )
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
     parallel: Literal["ddp"] = Field(
         default="ddp", description="how the model is spread: each worker holds the whole"
@@ -186,9 +207,24 @@ class RunSection(Section):
         default=False,
         description="keep convolutions' weights and activations with their channels innermost in memory",
     )
+    hung_after_s: Positive = Field(
+        default=60.0,
+        description="seconds without a sign of life, or ten steps where those take longer, after which the "
+        "worker that holds the others up is replaced; thirty times as long outside of steps",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU for each worker where there are any"
     )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without these the run waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """The run takes no more."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
     @model_validator(mode="after")
     def _compiles_no_exact_run(self) -> "RunSection":
@@ -286,9 +322,11 @@ def least_capacity(batch: BatchSection, echo: EchoSection) -> int:
 
 def workers_without_work(batch: BatchSection, run: RunSection) -> Iterator[Contradiction]:
     """A worker owns whole lanes and computes whole micro-batches, in every stage of the batch."""
-    if run.workers > batch.largest_workers:
+    if run.most_workers > batch.largest_workers:
         micro_batches = min(batch.sizes) // batch.micro
-        wrong = f"is {run.workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
+        wrong = (
+            f"is {run.most_workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
+        )
         yield "run.workers", wrong, f"the largest that works is {batch.largest_workers}"
 
 

@@ -24,6 +24,7 @@ PROFILE = "profile"  # a folder with the following files
 TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
 RAY = ".ray"  # a folder for the workers' meeting point
 STOP = ".stop"  # while somebody asks the run to stop: why
+REGROUP = ".regroup"  # while more workers wait to join the run
 CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
@@ -41,6 +42,12 @@ def make_private(path: Path) -> Path:
     path.touch(mode=0o600)
     path.chmod(0o600)
     return path
+
+
+def forget_requests(folder: Path) -> None:
+    """Remove what asks a run to stop, as it begins and as it ends."""
+    for name in (STOP, REGROUP):
+        (folder / name).unlink(missing_ok=True)
 
 
 def create(directory: str | Path, name: str, above: int = 0) -> Path:
