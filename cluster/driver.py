@@ -96,12 +96,17 @@ Launcher = Callable[[LaunchContext], None]
 def read(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe in a file. UserError when it is wrong, or holds a secret that would be kept with the run."""
     recipe = loader.read(path, overrides)
+    refuse_secrets(recipe)
+    return recipe
+
+
+def refuse_secrets(recipe: Recipe) -> None:
+    """UserError where a recipe holds a secret that would be kept with its run."""
     tracking_address.address(recipe)
     for key, value in recipe.flat().items():
         if (secret := gives_away(value)) is not None:
             cure = "let the task or its driver read it from the environment"
             raise UserError(f"{key}: holds {secret}, and recipes are kept with their runs; {cure}")
-    return recipe
 
 
 def prepare(path: str, overrides: Sequence[str], console: Console) -> PlannedRecipe:

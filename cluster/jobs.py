@@ -24,6 +24,7 @@ from cluster.ray_cluster import code_for_workers
 from cluster.reach import refuse_silent_head
 from trainer.errors import RunFailed, UserError
 from trainer.recipe.redaction import hidden
+from trainer.recipe.schema import Recipe
 from trainer.task import refuse_shadows
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ STOPPING_S = 30  # what a run may take to mark itself and end, once it is told t
 def submit(
     path: str, overrides: Sequence[str], address: str | None, say: Callable[[str], object] = print
 ) -> str:
-    """Submit a recipe of the working folder, with that folder, once it was said what goes; the job's id."""
+    """Submit a recipe or a sweep with its working folder, once it was said what goes; the job's id."""
     told = job(path, overrides)
     with connected(address) as client, packed(Path.cwd(), JOB_BYTES, say) as archive:
         told["runtime_env"] |= code_for_workers(archive)
@@ -44,8 +45,8 @@ def submit(
 
 
 def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """A job that trains a recipe: what the cluster is told besides the files, credentials not among it."""
-    recipe = driver.read(path, overrides)
+    """A job that trains a recipe or a sweep: what the cluster is told besides the files, no credentials."""
+    command, name, recipe = _read(path, overrides)
     folder = Path.cwd()
     refuse_shadows(folder)
     if not Path(path).resolve().is_relative_to(folder):
@@ -68,10 +69,22 @@ def job(path: str, overrides: Sequence[str]) -> dict[str, Any]:
         )
     settings = [argument for override in overrides for argument in ("--set", override)]
     return {
-        "entrypoint": shlex.join(["python", "-m", "cluster.cli", "train", str(inside), *settings]),
+        "entrypoint": shlex.join(["python", "-m", "cluster.cli", command, str(inside), *settings]),
         "runtime_env": {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING_S)}},
-        "metadata": {"recipe": recipe.name},
+        "metadata": {"recipe": name},
     }
+
+
+def _read(path: str, overrides: Sequence[str]) -> tuple[str, str, Recipe]:
+    """The command that trains a file, its name, and the recipe that says where things are kept."""
+    from cluster.experiments import plan as plans
+
+    if not plans.is_sweep(path):
+        recipe = driver.read(path, overrides)
+        return "train", recipe.name, recipe
+    plan = plans.read(path, overrides)
+    recipe = next(iter(plan.arms.values()))
+    return "sweep", plan.sweep.name, recipe
 
 
 def statuses(address: str | None) -> list[str]:

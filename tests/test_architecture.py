@@ -14,7 +14,7 @@ BELOW = {  # what each package may import of the others
     "cluster": {"optim", "data_echo", "trainer"},
 }
 HOMES = {  # where each foreign library may be imported
-    "ray": {"cluster/*.py", "data_echo/prepare/ray_pool.py"},
+    "ray": {"cluster/*.py", "cluster/experiments/ray_groups.py", "data_echo/prepare/ray_pool.py"},
     "mlflow": {"trainer/tracking/*.py"},
     "deepspeed": set(),
     "optuna": {"cluster/experiments/tpe.py"},

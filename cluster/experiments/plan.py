@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import driver
 from cluster.experiments.trials import Axes, Cell
 from trainer.errors import Problem, RecipeError, refuse
 from trainer.plan.carry import RULES, carried, has
@@ -19,6 +20,7 @@ from trainer.recipe.schema import Contradiction, Recipe
 from trainer.recipe.sweep import Sweep
 
 MOST_CELLS = 10_000
+RECIPE = "recipe."  # before a key of the sweep's recipe
 BASE = "base"  # the name of the one arm of a sweep without arms
 
 
@@ -61,17 +63,21 @@ class SweepPlan:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
-    """The sweep in the file at `path`, with `key.sub=value` overrides.
+    """The sweep in the file at `path`, with `key.sub=value` overrides; `recipe.key=value` sets the recipe's.
 
     Raises:
         RecipeError: with every mistake, those of the arms' recipes included, each with its file and line.
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or holds a secret.
     """
     draft = loader.Draft.of(loader.text_of(path, "a sweep"), str(path))
+    of_recipe = [override for override in overrides if override.startswith(RECIPE)]
     for override in overrides:
-        draft.override(override)
+        if override not in of_recipe:
+            draft.override(override)
     sweep = draft.checked(Sweep, lambda: _contradictions(draft))
     base = _base(sweep, draft, Path(path).parent)
+    for override in of_recipe:
+        base.override(override.removeprefix(RECIPE))
     sweep = sweep.model_copy(update={"recipe": deepcopy(base.values)})
     problems: list[Problem] = []
     arms: dict[str, Recipe] = {}
@@ -83,7 +89,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
     refuse(problems)
     plan = SweepPlan(sweep, arms)
     refuse([*_refused_cells(plan, draft), *_idle_rules(plan, draft)])
+    for arm, axes in plan.strands():
+        driver.refuse_secrets(plan.recipe(Cell(arm, sweep.batches[0], axes), 1.0, 0))
     return plan
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a file is a sweep's, and not a recipe's. UserError where it cannot be read."""
+    draft = loader.Draft.of(loader.text_of(path, "a recipe or a sweep"), str(path))
+    return "recipe" in draft.values
 
 
 def _base(sweep: Sweep, draft: loader.Draft, folder: Path) -> loader.Draft:

@@ -28,6 +28,34 @@ def test_a_job_is_the_recipe_in_its_folder_with_our_packages(folder):
     assert sent == ["cluster", "data_echo", "optim", "trainer"]
 
 
+SWEEP = """
+name: tried
+recipe: tiny.yaml
+target: {metric: loss, at_most: 0.01}
+batches: [16, 32]
+"""
+
+
+def test_a_sweep_is_a_job_too(folder):
+    (folder / "sweep.yaml").write_text(SWEEP)
+    overrides = ["recipe.checkpoint.dir=/shared", "seeds.report=2"]
+    told = jobs.job("sweep.yaml", overrides)
+    settings = ["--set", overrides[0], "--set", overrides[1]]
+    assert shlex.split(told["entrypoint"]) == [
+        "python",
+        "-m",
+        "cluster.cli",
+        "sweep",
+        "sweep.yaml",
+        *settings,
+    ]
+    assert told["metadata"] == {"recipe": "tried"}
+    with pytest.raises(UserError, match=r"checkpoint\.dir: is runs"):
+        jobs.job("sweep.yaml", [])
+    with pytest.raises(UserError, match="holds a token"):
+        jobs.job("sweep.yaml", [overrides[0], "also={task.with.at: ['s3://b/x?sig=abcdef']}"])
+
+
 def test_nothing_of_our_environment_enters_a_job(monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "a-very-secret-thing")

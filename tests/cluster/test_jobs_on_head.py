@@ -99,6 +99,19 @@ def test_what_is_taken_along_is_the_users_choice_and_a_default_database_outlives
     assert list(folder.glob("shared/mlruns/*/artifacts/recipe.yaml"))
 
 
+def test_a_sweep_runs_as_a_job(head, tmp_path):
+    folder = user_folder(tmp_path)
+    (folder / "sweep.yaml").write_text(
+        "{name: tried, recipe: tiny.yaml, target: {metric: loss, at_most: 0.2}, batches: [16, 32], "
+        "seeds: {search: [7], report: 1}}"
+    )
+    options = ["--set", f"recipe.checkpoint.dir={folder / 'shared'}"]
+    job = submitted(head.lockstep("submit", "sweep.yaml", *options, cwd=folder))
+    logs = head.lockstep("logs", job, "-f", cwd=folder)
+    assert "base batch=32: best rate" in logs.output
+    assert journal(folder / "shared/tried-001", "end")[-1]["status"] == "FINISHED"
+
+
 def test_a_job_that_fails_says_so(head, tmp_path):
     folder = user_folder(tmp_path)
     spoilt = ("--set", "task.with.spoilt_from=0.5")
