@@ -18,6 +18,8 @@ HOMES = {  # where each foreign library may be imported
     "mlflow": {"trainer/tracking/*.py"},
     "deepspeed": set(),
     "optuna": {"cluster/experiments/tpe.py"},
+    "scipy": {"cluster/experiments/laws.py", "cluster/experiments/forecast.py"},
+    "matplotlib": {"cluster/experiments/report/*.py"},
     "yaml": {"trainer/recipe/loader.py"},
     "pydantic": {"trainer/recipe/*.py"},
     "pyarrow": {"data_echo/sources/parquet.py"},
