@@ -304,6 +304,23 @@ def runs(names: tuple[str, ...], directory: str, prune: bool) -> None:
 
 
 @command
+@click.argument("names", nargs=-1, metavar="[SWEEP|RUN]...")
+@directory
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to send to others."
+)
+@click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Write SVG and PNG files.")
+@click.option("--csv", "form", flag_value="csv", help="Print each curve's points as CSV.")
+@click.option("--md", "form", flag_value="md", help="Print Markdown.")
+@click.option("--reference", type=click.Choice(["mlperf"]), help="Report published tables too.")
+def report(names: tuple[str, ...], directory: str, form: str | None, **options: Any) -> None:
+    """Report what sweeps, runs and published tables found."""
+    from cluster.experiments.report.report import report
+
+    click.echo(report(names, directory, form=form or "text", **options))
+
+
+@command
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 def sync(run: Path) -> None:
     """Bring to MLflow what it has not got of a run's folder."""

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from cluster.experiments.curve import Curve
+from cluster.experiments.curve import Curve, prior_of
 from cluster.experiments.forecast import LEVEL, Forecaster, Prediction, Prior, Settings, seed_bootstrap
 
 MODEL_ERRORS, GROWTHS, BENDS = (0.04, 0.08, 0.12, 0.16), (0.0, 0.08), (0.0, 0.35)
@@ -124,12 +124,11 @@ def _grades(
     """Of each curve, with the critical batches of the others as prior."""
     for curves in replicas:
         for curve in curves:
-            laws = [other.steps_law for other in curves if other.name != curve.name]
-            prior = Prior.of([law.b_crit for law in laws if law])
-            yield from graded(curve, fitted_up_to, graded_up_to, _with(settings, prior))
+            method = _with(settings, prior_of(curve, curves))
+            yield from graded(curve, fitted_up_to, graded_up_to, method)
 
 
-def _with(settings: Settings, prior: Prior) -> Method:
+def _with(settings: Settings, prior: Prior | None) -> Method:
     def forecasts(curve: Curve, wanted: Sequence[int]) -> list[Prediction]:
         forecaster = Forecaster.fit(*curve.measured, prior, settings)
         runs = round(float(np.median(curve.measured[2])))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from cluster.experiments.forecast import Forecaster, Prior
-from cluster.experiments.laws import RateLaw, StepsLaw, fit_rates, geometric_mean
+from cluster.experiments.laws import Interval, RateLaw, StepsLaw, fit_rates, geometric_mean, mean_interval
 from cluster.experiments.trials import Axes, Cell, Study, Trial
 
 SEED_SD = 0.15  # of log steps, where no batch has two runs; what digits have
@@ -31,20 +32,30 @@ class Point:
         """The geometric mean of its runs."""
         return geometric_mean(self.runs)
 
+    def interval(self, level: float = 0.95) -> Interval:
+        """Of that mean, by Student's t; the mean itself where there is one run."""
+        return mean_interval(self.runs, level)
+
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm's points by batch, and what its search has cost.
+    """The points of an arm at one value of each axis, or of a reference, and what its search has cost.
 
     Attributes:
         usable: the points whose runs all reached the target; only these are fitted.
         trials, examples: of search and report together.
     """
 
-    name: str
+    arm: str
     points: tuple[Point, ...]
+    axes: Axes = ()
     trials: int = 0
     examples: int = 0
+
+    @property
+    def name(self) -> str:
+        """The arm with the values of the axes."""
+        return " ".join([self.arm, *(f"{key}={value}" for key, value in self.axes)])
 
     @classmethod
     def of(cls, study: Study, arm: str, axes: Axes = ()) -> Curve:
@@ -62,7 +73,7 @@ class Curve:
             if chosen:
                 points.append(_point(batch, rate, chosen, tried))
         spent = [t for t in study.trials if (t.cell.arm, t.cell.axes) == (arm, axes)]
-        return cls(_named(arm, axes), tuple(points), len(spent), sum(t.examples for t in spent))
+        return cls(arm, tuple(points), axes, len(spent), sum(t.examples for t in spent))
 
     @property
     def usable(self) -> list[Point]:
@@ -102,8 +113,7 @@ class Curve:
 
     def up_to(self, largest: int) -> Curve:
         """The same without the larger batches."""
-        points = tuple(point for point in self.points if point.batch <= largest)
-        return Curve(self.name, points, self.trials, self.examples)
+        return replace(self, points=tuple(point for point in self.points if point.batch <= largest))
 
     def forecaster(self, prior: Prior | None = None) -> Forecaster:
         """What other batches would need. ValueError with fewer than two usable batches."""
@@ -117,12 +127,14 @@ def curves(study: Study) -> list[Curve]:
     return [curve for curve in found if curve.points]
 
 
+def prior_of(curve: Curve, others: Sequence[Curve]) -> Prior | None:
+    """What the other arms of a sweep say beforehand of an arm's critical batch; None without any."""
+    known = [other.steps_law.b_crit for other in others if other.name != curve.name and other.steps_law]
+    return Prior.of(known, f"{len(known)} other arms of the sweep") if known else None
+
+
 def _point(batch: int, rate: float, chosen: list[Trial], tried: list[Trial]) -> Point:
     rates = {t.rate for t in tried if t.stage == "search"} or {rate}
     reached = tuple(t.steps for t in chosen if t.steps is not None)
     is_edge = not min(rates) < rate * 0.999 or not max(rates) > rate * 1.001
     return Point(batch, reached, rate, len(chosen) - len(reached), is_edge)
-
-
-def _named(arm: str, axes: Axes) -> str:
-    return " ".join([arm, *(f"{key}={value}" for key, value in axes)])

@@ -9,11 +9,11 @@ over, on a grid (Bayes), and what the law cannot follow grows with each octave b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from cluster.experiments.laws import StepsLaw
 
@@ -70,6 +70,15 @@ class Prediction:
     def width(self) -> float:
         """The interval's ends as a ratio."""
         return self.high / self.low
+
+    def times(self, factor: float, scatter: float = 0.0) -> Prediction:
+        """Of a multiple, whose own log has a standard deviation."""
+        reach = float(ndtri(0.5 + self.level / 2)) * scatter
+        low, high = (np.hypot(np.log(end / self.median), reach) for end in (self.low, self.high))
+        middle = self.median * factor
+        return replace(
+            self, low=float(middle / np.exp(low)), median=middle, high=float(middle * np.exp(high))
+        )
 
     def holds(self, steps: float) -> bool:
         """Whether measured steps lie inside."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, least_squares, minimize_scalar
+from scipy.optimize import brentq, least_squares, minimize_scalar, nnls
 from scipy.stats import t as student
 
 Array = NDArray[np.float64]
@@ -254,6 +254,32 @@ def _fit_rate(rule: RateRule, x: Array, y: Array) -> RateLaw:
     return RateLaw(rule, found.x, covariance, float(np.sqrt(squares / n)), float(aicc), freedom)
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step: a fixed part, and one for each example that a worker computes.
+
+    Attributes:
+        fixed, per_example: seconds, both at least 0.
+        scatter: standard deviation of log seconds around the fit.
+    """
+
+    fixed: float
+    per_example: float
+    scatter: float
+
+    @classmethod
+    def fit(cls, examples: ArrayLike, seconds: ArrayLike) -> StepTime:
+        """Of seconds per step at several examples per worker, all relative errors counting alike."""
+        x, y = np.asarray(examples, float), np.asarray(seconds, float)
+        (fixed, per_example), _ = nnls(np.stack([1 / y, x / y], axis=1), np.ones_like(x))
+        rest = np.log(y / (fixed + per_example * x))
+        return cls(float(fixed), float(per_example), float(np.sqrt(np.mean(rest**2))))
+
+    def seconds(self, examples: float) -> float:
+        """Of a step in which each worker computes so many examples."""
+        return self.fixed + self.per_example * examples
+
+
 def _error(knee: float, batches: Array, log_steps: Array) -> float:
     """Sum of squares around the law whose log critical batch is `knee`, at its best s_min."""
     rest = log_steps - np.log1p(np.exp(knee) / batches)
@@ -275,3 +301,14 @@ def _table(batches: ArrayLike, values: ArrayLike, least: int, what: str) -> tupl
 def geometric_mean(values: Sequence[float]) -> float:
     """The mean in log space, in which all fits are made."""
     return float(np.exp(np.mean(np.log(values))))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Of the geometric mean, by Student's t around the mean of logs; the mean itself where there is one
+    value.
+    """
+    logs = np.log(values)
+    if len(logs) < 2:
+        return float(values[0]), float(values[0])
+    reach = student.ppf(0.5 + level / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    return float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))

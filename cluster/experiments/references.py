@@ -19,6 +19,12 @@ class Reference:
     source: str  # the file's address
     curve: Curve
 
+    @property
+    def b_crit(self) -> float:
+        """Its critical batch."""
+        assert self.curve.steps_law is not None
+        return self.curve.steps_law.b_crit
+
 
 @cache
 def mlperf() -> dict[str, Reference]:
@@ -31,7 +37,7 @@ def mlperf() -> dict[str, Reference]:
             Point(p["batch"], tuple(run * size / p["batch"] for run in p["runs"]), p["rate"])
             for p in table["points"]
         )
-        curve = Curve(table["name"], points, sum(len(p.runs) for p in points))
+        curve = Curve(table["name"], points, trials=sum(len(p.runs) for p in points))
         source = f"{content['source']}/{table['file']}"
         references[table["name"]] = Reference(table["title"], table["target"], source, curve)
     return references

@@ -76,6 +76,7 @@ class Study:
     batches: tuple[int, ...]
     trials: list[Trial]
     best: dict[Cell, float]
+    told: dict[str, Any] = field(default_factory=dict)  # the line `sweep`, as it stands
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -108,6 +109,7 @@ class Study:
             batches=tuple(told["batches"]),
             trials=list(trials.values()),
             best=best,
+            told=told,
         )
 
     def at(self, cell: Cell, stage: Stage | None = None) -> list[Trial]:

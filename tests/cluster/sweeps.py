@@ -31,6 +31,7 @@ def folder(parent: Path, changed: dict | None = None) -> Path:
     """A sweep's folder with the study's journal; `changed` are fields of its line `sweep`."""
     path = parent / "digits-001"
     path.mkdir(parents=True)
+    (path / "sweep.yaml").touch()
     first, *rest = lines()
     with open(path / "journal.jsonl", "w") as file:
         for line in (first | (changed or {}), *rest):
