@@ -321,6 +321,24 @@ def report(names: tuple[str, ...], directory: str, form: str | None, **options: 
 
 
 @command
+@click.argument("sweep", metavar="SWEEP")
+@directory
+@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="The global batch.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="The workers; they choose the batch."
+)
+@click.option("--deadline", metavar="T", help="The longest that training may take: 90s, 45m, 12h or 3d.")
+@click.option("--budget", type=click.FloatRange(min=1), metavar="EXAMPLES", help="The most examples.")
+@click.option("--arm", metavar="ARM", help="An arm of the sweep; else the fastest.")
+@click.option("--prior", metavar="NAME", help="A table of `report --reference mlperf` to believe beforehand.")
+def recommend(sweep: str, directory: str, **wish: Any) -> None:
+    """Recommend a recipe for another batch, from what a sweep found."""
+    from cluster.experiments.recommend import advice
+
+    click.echo(advice(sweep, directory, **wish))
+
+
+@command
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 def sync(run: Path) -> None:
     """Bring to MLflow what it has not got of a run's folder."""

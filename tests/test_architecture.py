@@ -19,6 +19,7 @@ HOMES = {  # where each foreign library may be imported
     "deepspeed": set(),
     "optuna": {"cluster/experiments/tpe.py"},
     "scipy": {"cluster/experiments/laws.py", "cluster/experiments/forecast.py"},
+    "scipy": {"cluster/experiments/*.py"},
     "matplotlib": {"cluster/experiments/report/*.py"},
     "yaml": {"trainer/recipe/loader.py"},
     "pydantic": {"trainer/recipe/*.py"},

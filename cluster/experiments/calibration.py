@@ -89,11 +89,13 @@ def leave_one_out(
     for left_out in names:
         others = [[curve for curve in replica if curve.name != left_out] for replica in replicas]
         score = {
-            settings: np.mean([g.penalty for g in _grades(others, fitted_up_to, graded_up_to, settings)])
+            settings: np.mean(
+                [g.penalty for g in with_settings(others, fitted_up_to, graded_up_to, settings)]
+            )
             for settings in options
         }
         chosen[left_out] = min(options, key=score.__getitem__)
-        own = _grades(replicas, fitted_up_to, graded_up_to, chosen[left_out])
+        own = with_settings(replicas, fitted_up_to, graded_up_to, chosen[left_out])
         grades += [grade for grade in own if grade.name == left_out]
     return Calibration(tuple(grades)), chosen
 
@@ -118,17 +120,22 @@ def parts(curves: Sequence[Curve], runs: int) -> list[list[Curve]]:
     return [[_with_runs(curve, slice(k * runs, (k + 1) * runs)) for curve in curves] for k in range(count)]
 
 
-def _grades(
-    replicas: Sequence[Sequence[Curve]], fitted_up_to: int, graded_up_to: int, settings: Settings
+def with_settings(
+    replicas: Sequence[Sequence[Curve]],
+    fitted_up_to: int,
+    graded_up_to: int,
+    settings: Settings | None = None,
 ) -> Iterator[Grade]:
-    """Of each curve, with the critical batches of the others as prior."""
+    """Of each curve with the same settings, those that ship unless others are given; the prior is the
+    others'.
+    """
     for curves in replicas:
         for curve in curves:
             method = _with(settings, prior_of(curve, curves))
             yield from graded(curve, fitted_up_to, graded_up_to, method)
 
 
-def _with(settings: Settings, prior: Prior | None) -> Method:
+def _with(settings: Settings | None, prior: Prior | None) -> Method:
     def forecasts(curve: Curve, wanted: Sequence[int]) -> list[Prediction]:
         forecaster = Forecaster.fit(*curve.measured, prior, settings)
         runs = round(float(np.median(curve.measured[2])))

@@ -10,6 +10,7 @@ from cluster.experiments.calibration import (
     graded,
     leave_one_out,
     parts,
+    with_settings,
 )
 from cluster.experiments.forecast import Forecaster, Prediction, Prior, Settings, probe
 from tests.cluster.sweeps import digits
@@ -84,20 +85,13 @@ def test_forecasts_of_digits_hold_as_often_as_they_say():
 
 
 def test_the_settings_that_ship_hold_on_digits_and_seeds_alone_do_not():
-    bayes, seeds = [], []
-    for curves in parts(list(digits().values()), 5):
-        for curve in curves:
-            laws = [other.steps_law for other in curves if other.name != curve.name]
-            prior = Prior.of([law.b_crit for law in laws if law])
-            bayes += graded(
-                curve,
-                64,
-                512,
-                lambda small, wanted, p=prior: [small.forecaster(p).predict(b, 5) for b in wanted],
-            )
-            seeds += graded(curve, 64, 512, by_bootstrap)
-    assert Calibration(tuple(bayes)).coverage >= 0.8
-    assert Calibration(tuple(bayes)).width <= 2.5
+    repeated = parts(list(digits().values()), 5)
+    bayes = Calibration(tuple(with_settings(repeated, 64, 512)))
+    seeds = [
+        grade for curves in repeated for curve in curves for grade in graded(curve, 64, 512, by_bootstrap)
+    ]
+    assert bayes.coverage >= 0.8
+    assert bayes.width <= 2.5
     assert Calibration(tuple(seeds)).coverage < 0.7
 
 

@@ -10,7 +10,8 @@ from cluster.experiments.report.parts import Part, Table
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #111;
+  max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin: 2.5rem 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
 p { max-width: 52rem; }
@@ -20,11 +21,12 @@ svg.figure { max-width: 100%; min-width: 640px; height: auto; }
 .tip { cursor: help; }
 .tip:hover { opacity: .55; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .8rem .25rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd;
+  text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 thead th { border-bottom: 2px solid #888; }
-#tip { position: fixed; display: none; max-width: 26rem; padding: .3rem .6rem; z-index: 1; pointer-events: none;
-  background: #111; color: #fff; border-radius: 4px; font-size: .85rem; }
+#tip { position: fixed; display: none; max-width: 26rem; padding: .3rem .6rem; z-index: 1;
+  pointer-events: none; background: #111; color: #fff; border-radius: 4px; font-size: .85rem; }
 @media print { body { max-width: none; } }
 """
 # Browsers wait a second before they show a title; this shows it at once, and without it titles still work.
