@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from trials import Bar, check_bars, table
@@ -25,8 +26,9 @@ from cluster.experiments.calibration import (
     parts,
     with_settings,
 )
-from cluster.experiments.curve import Curve, curves
+from cluster.experiments.curve import Curve, curves, prior_of
 from cluster.experiments.forecast import LEVEL
+from cluster.experiments.laws import RateLaw
 from cluster.experiments.references import mlperf
 from cluster.experiments.trials import Study
 
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["intervals of 80 %", "hold", "95 %", "median width", "forecast / measured", "by curve"],
         [_row(name, each) for name, each in rows.items()],
     )
+    print()
+    head = ["rates beyond those fitted", "rms of log rate", "interval of 80 % holds"]
+    table(head, list(_rates(found, chosen.up_to)))
     low, high = calibrated.coverage_interval()
     bars = [
         Bar("lower end of the coverage's interval", low, "<=", LEVEL),
@@ -72,6 +77,27 @@ def _row(name: str, calibration: Calibration) -> list[str]:
     by_name = ", ".join(f"{name} {share:.0%}" for name, share in calibration.coverage_by_name.items())
     width, bias = f"x{calibration.width:.2f}", f"{calibration.bias:.2f}"
     return [name, f"{calibration.coverage:.0%}", f"{low:.0%} to {high:.0%}", width, bias, by_name]
+
+
+def _rates(found: Sequence[Curve], up_to: int) -> Iterator[list[str]]:
+    """How far extrapolated rates are from the best ones: by the rule that fits best, and by the one that ships."""
+    laws: dict[str, Callable[[Curve, Curve], RateLaw]] = {
+        "the rule that fits best": lambda small, _: next(iter(small.rate_laws.values())),
+        "saturating where the steps do": lambda small, whole: small.rates_beyond(
+            small.forecaster(prior_of(whole, found))
+        ),
+    }
+    for name, law_of in laws.items():
+        errors, held = [], []
+        for curve in found:
+            law = law_of(curve.up_to(up_to), curve)
+            for point in curve.usable:
+                if point.rate is not None and point.batch > up_to:
+                    errors.append(math.log(law.rates([point.batch])[0] / point.rate))
+                    low, high = law.band([point.batch], LEVEL)
+                    held.append(low[0] <= point.rate <= high[0])
+        rms = math.hypot(*errors) / math.sqrt(len(errors))
+        yield [name, f"{rms:.2f}", f"{sum(held) / len(held):.0%}"]
 
 
 def _reference(curve: Curve) -> Iterator[Grade]:

@@ -9,7 +9,15 @@ from functools import cached_property
 import numpy as np
 
 from cluster.experiments.forecast import Forecaster, Prior
-from cluster.experiments.laws import Interval, RateLaw, StepsLaw, fit_rates, geometric_mean, mean_interval
+from cluster.experiments.laws import (
+    Interval,
+    RateLaw,
+    StepsLaw,
+    fit_rates,
+    geometric_mean,
+    mean_interval,
+    saturating_at,
+)
 from cluster.experiments.trials import Axes, Cell, Study, Trial
 
 SEED_SD = 0.15  # of log steps, where no batch has two runs; what digits have
@@ -110,6 +118,13 @@ class Curve:
         """The rules for the best rate, the best first; none with fewer than two rates."""
         known = [(p.batch, p.rate) for p in self.usable if p.rate is not None]
         return fit_rates(*zip(*known, strict=True)) if len(known) > 1 else {}
+
+    def rates_beyond(self, forecaster: Forecaster) -> RateLaw:
+        """The rule for batches larger than those tried: it saturates where the steps do. ValueError with fewer
+        than two best rates.
+        """
+        known = [(p.batch, p.rate) for p in self.usable if p.rate is not None]
+        return saturating_at(forecaster.b_crit, [b for b, _ in known], [rate for _, rate in known])
 
     def up_to(self, largest: int) -> Curve:
         """The same without the larger batches."""

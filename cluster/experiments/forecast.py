@@ -144,6 +144,11 @@ class Forecaster:
             settings, weights, knees[kept], exponents[kept], heights[kept], variance, seed_sd, float(x.max())
         )
 
+    @property
+    def b_crit(self) -> float:
+        """The critical batch: the mean of its log over the grid."""
+        return float(np.exp(self.weights @ self.knees))
+
     def predict(self, batch: float, runs: int = 1, level: float = LEVEL) -> Prediction:
         """Of the geometric mean of `runs` runs at a batch."""
         middles, spread = self._mixture(batch, runs)

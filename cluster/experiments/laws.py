@@ -223,6 +223,21 @@ def fit_rates(batches: ArrayLike, rates: ArrayLike) -> dict[str, RateLaw]:
     return {law.rule.name: law for law in fits}
 
 
+def saturating_at(b_crit: float, batches: ArrayLike, rates: ArrayLike) -> RateLaw:
+    """The saturating rule with a known critical batch for B_lr: the rule to extrapolate with. Free rules that
+    fit small batches best overshoot large ones by factors (benchmarks/forecast.py). ValueError with one batch.
+    """
+    x, y = _table(batches, rates, 2, "rates")
+    knee = float(np.log2(b_crit))
+    rule = RateRule(
+        "saturating",
+        ("lr_max", "alpha"),
+        lambda p, octaves: _saturating(np.array([p[0], p[1], knee]), octaves),
+        f"lr_max / (1 + {b_crit:.3g} / B)^α",
+    )
+    return _fit_rate(rule, np.log2(x), y)
+
+
 def _fit_rate(rule: RateRule, x: Array, y: Array) -> RateLaw:
     starts = {"exponent": (0.5,), "alpha": (0.5, 1.0)}
     bounds = {"exponent": (-3.0, 3.0), "alpha": (0.2, 1.6)}

@@ -184,18 +184,23 @@ def _candidates(
 
 
 def _rate(chosen: Candidate) -> tuple[float, str]:
-    known = {point.batch: point.rate for point in chosen.curve.usable}
-    if rate := known.get(chosen.batch):
+    """The rate and the reason: that of the sweep, its rule's between the batches tried, and beyond them the
+    saturating rule with the critical batch of the steps.
+    """
+    curve, batch = chosen.curve, chosen.batch
+    known = {point.batch: point.rate for point in curve.usable}
+    if rate := known.get(batch):
         return rate, f"rate {rate:.4g}: the best found at this batch"
-    laws = chosen.curve.rate_laws
-    if not laws:
-        raise UserError(f"{chosen.curve.name}: too few best rates to follow; sweep another batch")
-    law = next(iter(laws.values()))
-    rate = float(law.rates([chosen.batch])[0])
-    told = f"rate {rate:.4g}: the {law.rule.name} rule {law.rule.formula} fits the best rates best"
-    low, high = (float(end[0]) for end in law.band([chosen.batch]))
-    known_interval = f" ({LEVEL:.0%}: {low:.3g} to {high:.3g})" if math.isfinite(low) else ""
-    return float(f"{rate:.4g}"), told + known_interval
+    if batch > max(known):
+        law = curve.rates_beyond(chosen.forecaster)
+        why = f"beyond the batches tried, {law.rule.formula} with the critical batch of the steps"
+    else:
+        law = next(iter(curve.rate_laws.values()))
+        why = f"{law.rule.formula}, the rule that fits the best rates best"
+    rate = float(f"{law.rates([batch])[0]:.4g}")
+    low, high = (float(end[0]) for end in law.band([batch], LEVEL))
+    interval = f" ({LEVEL:.0%}: {low:.3g} to {high:.3g})" if math.isfinite(low) else ""
+    return rate, f"rate {rate:.4g}{interval}: {why}"
 
 
 def _values(study: Study, chosen: Candidate, rate: float, wish: Wish) -> tuple[dict[str, Any], list[Change]]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cluster.experiments.laws import StepsLaw, fit_rates, slope
+from cluster.experiments.curve import prior_of
+from cluster.experiments.laws import StepsLaw, StepTime, fit_rates, slope
 from cluster.experiments.references import mlperf
 from tests.cluster.sweeps import OPTIMIZERS, digits
 
@@ -139,6 +140,27 @@ def test_each_rule_for_the_rate_is_found(name: str, rates: np.ndarray):
     assert laws[name].rates(BATCHES) == pytest.approx(rates, rel=0.03)
     low, high = laws[name].band([4096.0])
     assert low < laws[name].rates([4096.0]) < high
+
+
+def test_rates_extrapolate_with_the_critical_batch_of_the_steps():
+    """From batches up to 64 to those up to 1024, over the five optimizers: a free rule misses by factors."""
+    errors: dict[str, list[float]] = {"free": [], "tied": []}
+    for curve in digits().values():
+        small = curve.up_to(64)
+        tied = small.rates_beyond(small.forecaster(prior_of(curve, list(digits().values()))))
+        for law, kept in ((next(iter(small.rate_laws.values())), "free"), (tied, "tied")):
+            errors[kept] += [float(np.log(law.rates(p.batch) / p.rate)) for p in curve.usable if p.batch > 64]
+    rms = {name: np.sqrt(np.mean(np.square(each))) for name, each in errors.items()}
+    assert rms["tied"] < 0.45
+    assert rms["free"] > 2 * rms["tied"]
+
+
+def test_the_time_of_a_step_has_a_fixed_part_and_one_per_example():
+    examples = np.array([4, 64, 1024])
+    found = StepTime.fit(examples, 1e-3 + 2e-6 * examples)
+    assert (found.fixed, found.per_example) == (pytest.approx(1e-3), pytest.approx(2e-6))
+    assert found.scatter == pytest.approx(0, abs=1e-9)
+    assert StepTime.fit([4, 8], [1.0, 0.9]).per_example == 0  # a step is never quicker for more examples
 
 
 def test_slopes_have_standard_errors():

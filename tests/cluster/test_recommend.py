@@ -68,6 +68,18 @@ def test_the_best_rate_of_a_batch_that_was_tried_is_kept(tmp_path: Path):
     assert "the best found at this batch" in told
 
 
+def test_beyond_the_batches_tried_the_rate_saturates_with_the_steps(tmp_path: Path):
+    """From batches up to 64 a power of the batch would ask for up to ten times the rate that is best at 512."""
+    lines = [line for line in sweeps.lines() if line.get("batch", 0) <= 64]
+    lines[0] |= {"recipes": _recipes(), "batches": [4, 8, 16, 32, 64]}
+    study = Study.of(tmp_path, lines)
+    for name, curve in sweeps.digits().items():
+        best = next(point.rate for point in curve.points if point.batch == 512)
+        recipe, told = _advised(study, batch=512, arm=name)
+        assert 0.6 < recipe.optimizer.lr / best < 2.3
+        assert "beyond the batches tried" in told
+
+
 def test_what_follows_the_batch_goes_by_the_sweeps_rules(tmp_path: Path):
     more = "schedule: {warmup: {steps: 8}}"
     study = _study(tmp_path, more, carry={"beta2": "tokens", "warmup": "examples"})
