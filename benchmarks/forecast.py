@@ -80,7 +80,7 @@ def _row(name: str, calibration: Calibration) -> list[str]:
 
 
 def _rates(found: Sequence[Curve], up_to: int) -> Iterator[list[str]]:
-    """How far extrapolated rates are from the best ones: by the rule that fits best, and by the one that ships."""
+    """How far extrapolated rates are from the best: by the rule that fits best, and by the one that ships."""
     laws: dict[str, Callable[[Curve, Curve], RateLaw]] = {
         "the rule that fits best": lambda small, _: next(iter(small.rate_laws.values())),
         "saturating where the steps do": lambda small, whole: small.rates_beyond(

@@ -120,8 +120,8 @@ class Curve:
         return fit_rates(*zip(*known, strict=True)) if len(known) > 1 else {}
 
     def rates_beyond(self, forecaster: Forecaster) -> RateLaw:
-        """The rule for batches larger than those tried: it saturates where the steps do. ValueError with fewer
-        than two best rates.
+        """The rule for batches larger than those tried: it saturates where the steps do. ValueError with
+        fewer than two best rates.
         """
         known = [(p.batch, p.rate) for p in self.usable if p.rate is not None]
         return saturating_at(forecaster.b_crit, [b for b, _ in known], [rate for _, rate in known])

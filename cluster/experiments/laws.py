@@ -225,7 +225,7 @@ def fit_rates(batches: ArrayLike, rates: ArrayLike) -> dict[str, RateLaw]:
 
 def saturating_at(b_crit: float, batches: ArrayLike, rates: ArrayLike) -> RateLaw:
     """The saturating rule with a known critical batch for B_lr: the rule to extrapolate with. Free rules that
-    fit small batches best overshoot large ones by factors (benchmarks/forecast.py). ValueError with one batch.
+    fit small batches best overshoot large ones by factors (benchmarks/forecast.py). ValueError: one batch.
     """
     x, y = _table(batches, rates, 2, "rates")
     knee = float(np.log2(b_crit))

@@ -69,7 +69,7 @@ def test_the_best_rate_of_a_batch_that_was_tried_is_kept(tmp_path: Path):
 
 
 def test_beyond_the_batches_tried_the_rate_saturates_with_the_steps(tmp_path: Path):
-    """From batches up to 64 a power of the batch would ask for up to ten times the rate that is best at 512."""
+    """From batches up to 64 a power of the batch asks for up to ten times the rate that is best at 512."""
     lines = [line for line in sweeps.lines() if line.get("batch", 0) <= 64]
     lines[0] |= {"recipes": _recipes(), "batches": [4, 8, 16, 32, 64]}
     study = Study.of(tmp_path, lines)
