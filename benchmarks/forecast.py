@@ -39,10 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print coverage and width of every method; with --check exit with 1 where a bar is missed."""
     chosen = _options().parse_args(arguments)
     found = curves(_study(chosen.sweep))
-    replicas = parts(found, min(chosen.runs, *(len(p.runs) for curve in found for p in curve.usable)))
-    print(
-        f"{len(found)} arms, {len(replicas)} times with {len(replicas[0][0].points[0].runs)} runs per batch"
-    )
+    replicas = parts(found, chosen.runs)
+    print(f"{len(found)} arms, {len(replicas)} times with {chosen.runs} runs per batch at most")
     calibrated, settings = leave_one_out(replicas, chosen.up_to, chosen.to)
     for name, own in settings.items():
         print(f"  settings for {name}, by the others: {own}")
@@ -125,7 +123,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--up-to", type=int, default=64, help="the largest batch that is fitted")
     parser.add_argument("--to", type=int, default=512, help="the largest batch that is graded")
-    parser.add_argument("--runs", type=int, default=5, help="runs per batch in each repetition")
+    parser.add_argument("--runs", type=int, default=5, help="runs per batch in each repetition, at most")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     return parser
 

@@ -115,8 +115,8 @@ def by_bootstrap(curve: Curve, wanted: Sequence[int]) -> list[Prediction]:
 
 
 def parts(curves: Sequence[Curve], runs: int) -> list[list[Curve]]:
-    """The curves as often as their points have `runs` runs of their own."""
-    count = min(len(point.runs) for curve in curves for point in curve.points) // runs
+    """The curves as often as their points have `runs` runs of their own, at least once."""
+    count = max(1, min(len(point.runs) for curve in curves for point in curve.usable) // runs)
     return [[_with_runs(curve, slice(k * runs, (k + 1) * runs)) for curve in curves] for k in range(count)]
 
 

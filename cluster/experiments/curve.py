@@ -25,8 +25,8 @@ SEED_SD = 0.15  # of log steps, where no batch has two runs; what digits have
 
 @dataclass(frozen=True)
 class Point:
-    """One batch: the steps of its runs at the best rate. `failed` runs never reached the target; `is_edge`
-    says that the best rate is the lowest or the highest one tried.
+    """One batch: the steps of its runs at the best rate, but for `failed` ones that fell short of the target;
+    `is_edge` says that the best rate is the lowest or the highest one tried.
     """
 
     batch: int
@@ -37,8 +37,17 @@ class Point:
 
     @property
     def steps(self) -> float:
-        """The geometric mean of its runs."""
-        return geometric_mean(self.runs)
+        """The geometric mean of its runs; where some fell short, the median, for which they count as longer
+        than all others.
+        """
+        if not self.failed:
+            return geometric_mean(self.runs)
+        return float(np.median([*self.runs, *[np.inf] * self.failed]))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether more runs reached the target than fell short."""
+        return len(self.runs) > self.failed
 
     def interval(self, level: float = 0.95) -> Interval:
         """Of that mean, by Student's t; the mean itself where there is one run."""
@@ -50,7 +59,6 @@ class Curve:
     """The points of an arm at one value of each axis, or of a reference, and what its search has cost.
 
     Attributes:
-        usable: the points whose runs all reached the target; only these are fitted.
         trials, examples: of search and report together.
     """
 
@@ -85,8 +93,8 @@ class Curve:
 
     @property
     def usable(self) -> list[Point]:
-        """The points to fit."""
-        return [point for point in self.points if point.runs and not point.failed]
+        """The points to fit: most of their runs reached the target."""
+        return [point for point in self.points if point.is_usable]
 
     @property
     def seed_sd(self) -> float:

@@ -203,7 +203,7 @@ def test_echo_efficiency_counts_fresh_examples():
     assert table(told, "Echo efficiency").rows == (("a, 8", "2.00", "2.00"), ("a, 16", "2.00", "2.00"))
 
 
-def test_unreached_seeds_and_rates_at_an_edge_are_told_and_not_fitted():
+def test_unreached_seeds_and_rates_at_an_edge_are_told():
     lines = sweeps.lines()
     for line in lines:
         if line["kind"] == "trial" and (line["arm"], line["batch"], line["seed"]) == ("sgd", 32, 11):
@@ -216,9 +216,15 @@ def test_unreached_seeds_and_rates_at_an_edge_are_told_and_not_fitted():
     sgd = next(curve for curve in curves(Study.of(Path("x"), lines)) if curve.name == "sgd")
     by_batch = {point.batch: point for point in sgd.points}
     assert (by_batch[32].failed, by_batch[64].is_edge) == (1, True)
-    assert 32 not in [point.batch for point in sgd.usable]
+    assert by_batch[32].steps == np.median([*by_batch[32].runs, np.inf])
     told = table(parts.of_sweep(Study.of(Path("x"), lines)), "Laws")
     assert dict(zip(told.header, told.rows[0], strict=True))["runs missed"] == "32"
+
+
+def test_runs_that_fall_short_count_as_longer_than_all_others():
+    point = Point(8, (10.0, 12.0, 20.0), failed=2)
+    assert (point.steps, point.is_usable) == (20.0, True)
+    assert not Point(8, (10.0, 12.0), failed=2).is_usable
 
 
 def test_a_sweep_that_found_nothing_yet_is_reported():

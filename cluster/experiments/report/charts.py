@@ -47,7 +47,7 @@ def steps(findings: Findings, make: Any) -> Figure | None:
         "Each dot is the geometric mean of its runs (small: the runs). The line is the law S_min (1 + "
         "B_crit / B) with its 95 % band, dashed what perfect scaling would be. White: perfect scaling "
         "within 20 %; light grey: diminishing returns; darker: within 20 % of the fewest steps. Hollow: "
-        "some runs missed the target, not fitted.",
+        "some runs missed the target.",
         plot,
     )
     for number, (axis, curve) in enumerate(zip(axes, curves, strict=True)):
@@ -80,7 +80,7 @@ def _steps_panel(figure: Figure, axis: Any, curve: Curve, color: str) -> None:
             axis.axvspan(start * law.b_crit, 1e12, color="black", alpha=shade, linewidth=0, zorder=0)
     for point in curve.points:
         axis.plot([point.batch] * len(point.runs), point.runs, ".", color=color, markersize=3, alpha=0.6)
-        if point.runs:
+        if point.is_usable:
             filled = color if not point.failed else "white"
             (dot,) = axis.plot(
                 point.batch, point.steps, "o", color=color, markerfacecolor=filled, markeredgewidth=1.5
@@ -183,7 +183,9 @@ def rates(findings: Findings, make: Any) -> Figure | None:
 
 def bowls(findings: Findings, make: Any) -> Figure | None:
     """Steps against the rate, a bowl per batch."""
-    arms = list(dict.fromkeys((trial.cell.arm, trial.cell.axes) for trial in findings.trials))
+    tried = {(trial.cell.arm, trial.cell.axes) for trial in findings.trials}
+    known = [(curve.arm, curve.axes) for curve in findings.curves]  # in the sweep's order
+    arms = [*(each for each in known if each in tried), *sorted(tried.difference(known))]
     if not arms:
         return None
     plot, axes = panels(make, len(arms))

@@ -111,7 +111,7 @@ def _laws(curves: Sequence[Curve]) -> Table:
     if any(row[-1] or row[-2] for row in rows):
         note += (
             "At an edge: batches whose best rate is the lowest or the highest tried. Missed: batches "
-            "where runs fell short of the target, left out of the fit."
+            "where runs fell short of the target, whose steps are the median, if most came to it."
         )
     return _without_empty(Table("Laws", header, tuple(rows), note))
 
@@ -127,7 +127,7 @@ def _by_batch(title: str, curves: Sequence[Curve], cell: Callable[[Point], str],
 
 def _steps(point: Point) -> str:
     missed = f" ({point.failed} missed)" if point.failed else ""
-    return f"{point.steps:,.0f}{missed}" if point.runs else f"{point.failed} missed"
+    return f"{point.steps:,.0f}{missed}" if point.is_usable else f"{point.failed} missed"
 
 
 def _rates(curves: Sequence[Curve]) -> Table:
@@ -209,7 +209,7 @@ def _graded_row(promise: Promise, graded: Outcome | None) -> Row:
 
 
 def _point(curve: Curve, point: Point) -> Row:
-    known = bool(point.runs)
+    known = point.is_usable
     sd = f"{np.std(np.log(point.runs), ddof=1):.4f}" if len(point.runs) > 1 else ""
     return (
         curve.name,
