@@ -13,7 +13,7 @@ from cluster.experiments.calibration import (
     with_settings,
 )
 from cluster.experiments.forecast import Forecaster, Prediction, Prior, Settings, probe
-from tests.cluster.sweeps import digits
+from tests.cluster.experiments.digits_study import digits
 
 BATCHES = [4, 8, 16, 32, 64]
 

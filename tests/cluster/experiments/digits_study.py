@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.experiments.curve import Curve, curves
 from cluster.experiments.trials import Study
 
-JOURNAL = Path(__file__).parents[1] / "data/digits_sweep.jsonl.gz"
+JOURNAL = Path(__file__).parents[2] / "data/digits_sweep.jsonl.gz"
 OPTIMIZERS = ("sgd", "momentum", "lars", "lamb", "adam")
 
 

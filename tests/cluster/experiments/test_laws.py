@@ -6,7 +6,7 @@ import pytest
 from cluster.experiments.curve import prior_of
 from cluster.experiments.laws import StepsLaw, StepTime, fit_rates, slope
 from cluster.experiments.references import mlperf
-from tests.cluster.sweeps import OPTIMIZERS, digits
+from tests.cluster.experiments.digits_study import OPTIMIZERS, digits
 
 BATCHES = 2.0 ** np.arange(2, 11)
 

@@ -10,8 +10,8 @@ import pytest
 from cluster.experiments.promises import promises
 from cluster.experiments.recommend import Wish, choose, recommend
 from cluster.experiments.trials import Study
-from tests.cluster import sweeps
 from tests.cluster.commands import run
+from tests.cluster.experiments import digits_study
 from trainer.errors import UserError
 from trainer.recipe import loader
 from trainer.recipe.schema import Recipe
@@ -30,12 +30,12 @@ train: {{epochs: 60}}
 def _recipes(more: str = "") -> dict[str, Any]:
     return {
         name: loader.parse(_RECIPE.format(name=name, more=more)).model_dump(mode="json")
-        for name in sweeps.OPTIMIZERS
+        for name in digits_study.OPTIMIZERS
     }
 
 
 def _study(tmp_path: Path, more: str = "", **told: Any) -> Study:
-    return Study.read(sweeps.folder(tmp_path, {"recipes": _recipes(more)} | told))
+    return Study.read(digits_study.folder(tmp_path, {"recipes": _recipes(more)} | told))
 
 
 def _advised(study: Study, **wish: Any) -> tuple[Recipe, str]:
@@ -48,14 +48,14 @@ def test_a_recipe_for_a_batch_that_was_not_tried(tmp_path: Path):
     recipe, told = _advised(study, batch=384)
     assert recipe.batch.size == 384
     assert recipe.optimizer.name == "adam"  # which needs the fewest steps there
-    law = sweeps.digits()["adam"].rate_laws["peaked"]
+    law = digits_study.digits()["adam"].rate_laws["peaked"]
     assert recipe.optimizer.lr == pytest.approx(float(law.rates(384)), rel=1e-3)
     assert recipe.schedule.scale.rule == "none"
     assert (recipe.train.target.metric, recipe.train.target.at_most) == ("loss", 0.2)
     (promise,) = promises(study.folder)
     assert recipe.name == promise.run
     assert promise.id in told
-    measured = sweeps.digits()["adam"].steps_law.steps(384)
+    measured = digits_study.digits()["adam"].steps_law.steps(384)
     assert promise.steps.low < measured < promise.steps.high
     assert recipe.train.steps == pytest.approx(2 * promise.steps.high, abs=1)
     assert promise.seconds is not None
@@ -63,17 +63,17 @@ def test_a_recipe_for_a_batch_that_was_not_tried(tmp_path: Path):
 
 def test_the_best_rate_of_a_batch_that_was_tried_is_kept(tmp_path: Path):
     recipe, told = _advised(_study(tmp_path), batch=128, arm="momentum")
-    point = next(p for p in sweeps.digits()["momentum"].points if p.batch == 128)
+    point = next(p for p in digits_study.digits()["momentum"].points if p.batch == 128)
     assert recipe.optimizer.lr == pytest.approx(point.rate)
     assert "the best found at this batch" in told
 
 
 def test_beyond_the_batches_tried_the_rate_saturates_with_the_steps(tmp_path: Path):
     """From batches up to 64 a power of the batch asks for up to ten times the rate that is best at 512."""
-    lines = [line for line in sweeps.lines() if line.get("batch", 0) <= 64]
+    lines = [line for line in digits_study.lines() if line.get("batch", 0) <= 64]
     lines[0] |= {"recipes": _recipes(), "batches": [4, 8, 16, 32, 64]}
     study = Study.of(tmp_path, lines)
-    for name, curve in sweeps.digits().items():
+    for name, curve in digits_study.digits().items():
         best = next(point.rate for point in curve.points if point.batch == 512)
         recipe, told = _advised(study, batch=512, arm=name)
         assert 0.6 < recipe.optimizer.lr / best < 2.3
@@ -117,7 +117,7 @@ def test_workers_choose_the_batch(tmp_path: Path):
     assert recipe.run.workers == 4
     assert recipe.batch.size % (4 * 16) == 0
     chosen, _ = choose(_study(tmp_path / "again"), Wish(workers=4))
-    fewest = sweeps.digits()["adam"].steps_law.e_min
+    fewest = digits_study.digits()["adam"].steps_law.e_min
     assert chosen.examples.median <= 2.6 * fewest
 
 

@@ -21,14 +21,14 @@ from cluster.experiments.report.figures import Figure, drawing
 from cluster.experiments.report.findings import Findings, references
 from cluster.experiments.report.report import report
 from cluster.experiments.trials import Cell, Study, Trial
-from tests.cluster import sweeps
+from tests.cluster.experiments import digits_study
 from trainer.errors import UserError
 from trainer.recipe import loader
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sweeps.folder(tmp_path_factory.mktemp("runs"))
+    return digits_study.folder(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def part(sweep: Path) -> parts.Part:
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Figure]:
     pytest.importorskip("matplotlib")
-    return {figure.name: figure for figure in charts.draw(Findings.of(sweeps.study()))}
+    return {figure.name: figure for figure in charts.draw(Findings.of(digits_study.study()))}
 
 
 def table(part: parts.Part, title: str) -> parts.Table:
@@ -48,19 +48,19 @@ def table(part: parts.Part, title: str) -> parts.Table:
 
 def test_a_report_has_the_laws_of_every_arm(part: parts.Part):
     laws = table(part, "Laws")
-    assert [row[0] for row in laws.rows] == list(sweeps.OPTIMIZERS)
-    for row, curve in zip(laws.rows, sweeps.digits().values(), strict=True):
+    assert [row[0] for row in laws.rows] == list(digits_study.OPTIMIZERS)
+    for row, curve in zip(laws.rows, digits_study.digits().values(), strict=True):
         told = dict(zip(laws.header, row, strict=True))
         assert told["B_crit"] == f"{curve.steps_law.b_crit:,.0f}"
         low, high = map(int, told["95 %"].split(" to "))
         assert low < int(told["B_crit"]) < high
         assert told["trials"] == str(curve.trials)
-    assert sum(curve.trials for curve in sweeps.digits().values()) == len(sweeps.study().trials)
+    assert sum(curve.trials for curve in digits_study.digits().values()) == len(digits_study.study().trials)
 
 
 def test_the_steps_are_geometric_means_of_the_reported_seeds(part: parts.Part):
     at_64 = next(row for row in table(part, "Steps to the target").rows if row[0] == "64")
-    runs = [t.steps for t in sweeps.study().at(Cell("sgd", 64), "report")]
+    runs = [t.steps for t in digits_study.study().at(Cell("sgd", 64), "report")]
     assert at_64[1] == f"{np.exp(np.mean(np.log(runs))):,.0f}"
 
 
@@ -145,14 +145,16 @@ def test_stopped_trials_are_hollow(figures: dict[str, Figure]):
 @pytest.mark.parametrize("name", ["examples", "cost"])
 def test_arms_that_share_axes_differ_without_color(figures: dict[str, Figure], name: str):
     lines = [line for line in figures[name].plot.axes[0].lines if not line.get_label().startswith("_")]
-    assert len({line.get_marker() for line in lines}) == len(sweeps.OPTIMIZERS)
+    assert len({line.get_marker() for line in lines}) == len(digits_study.OPTIMIZERS)
 
 
 def test_the_noise_scale_is_shown_only_where_there_is_one():
     pytest.importorskip("matplotlib")
-    lines = [line | ({"noise_scale": 36.0} if line["kind"] == "trial" else {}) for line in sweeps.lines()]
+    lines = [
+        line | ({"noise_scale": 36.0} if line["kind"] == "trial" else {}) for line in digits_study.lines()
+    ]
     with drawing() as make:
-        assert charts.noise(Findings.of(sweeps.study()), make) is None
+        assert charts.noise(Findings.of(digits_study.study()), make) is None
         figure = charts.noise(Findings.of(Study.of(Path("x"), lines)), make)
     assert figure is not None
     assert any(told.startswith("sgd: noise scale 36, critical batch 2") for told in figure.tips.values())
@@ -168,7 +170,7 @@ def test_reference_tables_are_reported_by_themselves(tmp_path: Path):
 def test_own_forecasts_are_made_from_smaller_batches_alone(part: parts.Part):
     own = table(part, "Forecasts of its own largest batches")
     assert {row[0] for row in own.rows} == {
-        f"{a}, {b}" for a in sweeps.OPTIMIZERS for b in ("256", "512", "1,024")
+        f"{a}, {b}" for a in digits_study.OPTIMIZERS for b in ("256", "512", "1,024")
     }
     assert sum(row[-1] == "held" for row in own.rows) >= 12
 
@@ -204,7 +206,7 @@ def test_echo_efficiency_counts_fresh_examples():
 
 
 def test_unreached_seeds_and_rates_at_an_edge_are_told():
-    lines = sweeps.lines()
+    lines = digits_study.lines()
     for line in lines:
         if line["kind"] == "trial" and (line["arm"], line["batch"], line["seed"]) == ("sgd", 32, 11):
             line |= {"steps": None, "end": "unreached"}
@@ -228,7 +230,7 @@ def test_runs_that_fall_short_count_as_longer_than_all_others():
 
 
 def test_a_sweep_that_found_nothing_yet_is_reported():
-    first = sweeps.lines()[0]
+    first = digits_study.lines()[0]
     told = parts.of_sweep(Study.of(Path("x"), [first]))
     assert "0 trials" in text.terminal([told])
     one = Curve("a", (Point(8, (10.0,), 0.1), Point(16, (5.0,), 0.2)))
@@ -236,7 +238,7 @@ def test_a_sweep_that_found_nothing_yet_is_reported():
 
 
 def test_a_target_is_crossed_between_two_evaluations():
-    lower, higher = sweeps.study().target, loader.parse(_RECIPE).train.target
+    lower, higher = digits_study.study().target, loader.parse(_RECIPE).train.target
     assert crossing([(10, 0.4), (20, 0.1)], lower) == pytest.approx(10 * 2 ** (2 / 3))
     assert crossing([(10, 0.8), (40, 1.0)], higher) == pytest.approx(20)
     assert crossing([(10, 0.4)], lower) is None
@@ -291,13 +293,13 @@ def _promise(run: str) -> Promise:
 def test_a_run_grades_the_forecast_that_was_given_for_it(
     tmp_path: Path, lines: list, steps: float, verdict: str
 ):
-    graded = outcome(_promise("line"), _run(tmp_path, "line", *lines), sweeps.study().target)
+    graded = outcome(_promise("line"), _run(tmp_path, "line", *lines), digits_study.study().target)
     assert graded.steps == (None if steps is None else pytest.approx(steps, abs=0.1))
     assert graded.verdict == verdict
 
 
 def test_a_run_is_reported_with_its_course_and_its_forecast(tmp_path: Path):
-    sweep = sweeps.folder(tmp_path)
+    sweep = digits_study.folder(tmp_path)
     with open(sweep / "journal.jsonl", "a") as file:
         file.write(json.dumps({"kind": "forecast", "time": 1.0, **_promise("line").fields()}) + "\n")
     step = {"kind": "step", "step": 40, "examples": 2560, "fresh": 2560, "loss": 0.1, "learning_rate": 0.1}
