@@ -28,7 +28,7 @@ HOMES = {  # where each foreign library may be imported
     "simplejpeg": {"data_echo/images.py"},
     "fsspec": {"data_echo/sources/files.py", "cluster/mirror.py"},
     "safetensors": {"trainer/*.py", "trainer/compute/*.py", "trainer/tracking/*.py"},
-    "click": {"cluster/cli.py"},
+    "click": {"cluster/cli.py", "cluster/exit_codes.py"},
     "rich": {"cluster/console.py"},
 }
 TOP_OF_TRAINER = 18  # entries that a reader of `ls trainer` can take in
