@@ -82,7 +82,7 @@ def _rates(found: Sequence[Curve], up_to: int) -> Iterator[list[str]]:
     laws: dict[str, Callable[[Curve, Curve], RateLaw]] = {
         "the rule that fits best": lambda small, _: next(iter(small.rate_laws.values())),
         "saturating where the steps do": lambda small, whole: small.rates_beyond(
-            small.forecaster(prior_of(whole, found))
+            small.forecaster(prior_of(whole, [other.up_to(up_to) for other in found]))
         ),
     }
     for name, law_of in laws.items():

@@ -126,12 +126,12 @@ def with_settings(
     graded_up_to: int,
     settings: Settings | None = None,
 ) -> Iterator[Grade]:
-    """Of each curve with the same settings, those that ship unless others are given; the prior is the
-    others'.
+    """Of each curve with the same settings, those that ship unless others are given. The prior is what the
+    others say from batches no larger.
     """
     for curves in replicas:
         for curve in curves:
-            method = _with(settings, prior_of(curve, curves))
+            method = _with(settings, prior_of(curve, [other.up_to(fitted_up_to) for other in curves]))
             yield from graded(curve, fitted_up_to, graded_up_to, method)
 
 

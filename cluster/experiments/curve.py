@@ -153,7 +153,7 @@ def curves(study: Study) -> list[Curve]:
 def prior_of(curve: Curve, others: Sequence[Curve]) -> Prior | None:
     """What the other arms of a sweep say beforehand of an arm's critical batch; None without any."""
     known = [other.steps_law.b_crit for other in others if other.name != curve.name and other.steps_law]
-    return Prior.of(known, f"{len(known)} other arms of the sweep") if known else None
+    return Prior.of(known) if known else None
 
 
 def _point(batch: int, rate: float, chosen: list[Trial], tried: list[Trial]) -> Point:

@@ -46,14 +46,13 @@ class Prior:
 
     b_crit: float
     log_sd: float
-    source: str = ""
 
     @classmethod
-    def of(cls, known: Sequence[float], source: str = "") -> Prior:
+    def of(cls, known: Sequence[float]) -> Prior:
         """From the critical batches of other arms or tasks, at least one: another of their kind."""
         logs = np.log(np.asarray(known, float))
         spread = max(_LEAST_SPREAD, float(np.std(logs, ddof=1))) if len(logs) > 1 else 2 * _LEAST_SPREAD
-        return cls(float(np.exp(logs.mean())), spread * float(np.sqrt(1 + 1 / len(logs))), source)
+        return cls(float(np.exp(logs.mean())), spread * float(np.sqrt(1 + 1 / len(logs))))
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     prior = prior_of(curve, every)
     if wish.prior is not None:
-        prior = Prior.of([mlperf()[wish.prior].b_crit], wish.prior)
+        prior = Prior.of([mlperf()[wish.prior].b_crit])
     forecaster = curve.forecaster(prior)
     workers = study.told["recipes"][curve.arm]["run"]["workers"]
     timed = [t for t in study.trials if (t.cell.arm, t.cell.axes) == (curve.arm, curve.axes) and t.seconds]

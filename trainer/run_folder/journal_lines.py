@@ -55,6 +55,16 @@ FIELDS: dict[str, dict[str, Check]] = {
     "execution": {"reason": _text},
     "target": {"step": _count, "examples": _count, "seconds": _number},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
+    "forecast": {
+        "id": _text,
+        "run": _text,
+        "arm": _text,
+        "batch": _count,
+        "axes": _table,
+        "rate": _number,
+        "steps": _table,
+        "seconds": _any,
+    },
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "step": {"echo": {}, "batch": 0, "step_s": 0.0},

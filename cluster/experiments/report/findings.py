@@ -67,7 +67,8 @@ def _backtest(found: Sequence[Curve], is_one_task: bool) -> list[Grade]:
         cut = max(batches) // 2**OCTAVES_HELD_BACK
         if sum(batch <= cut for batch in batches) < 3:
             continue
-        prior = prior_of(curve, found) if is_one_task else None
+        others = [other.up_to(cut) for other in found] if is_one_task else []
+        prior = prior_of(curve, others)
 
         def forecasts(small: Curve, wanted: Sequence[int], prior: Prior | None = prior) -> list[Prediction]:
             forecaster = small.forecaster(prior)

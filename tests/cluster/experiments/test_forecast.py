@@ -75,7 +75,7 @@ def test_the_score_is_the_width_and_the_distance_of_a_miss():
 
 
 def test_forecasts_of_digits_hold_as_often_as_they_say():
-    """Fitted up to batch 64, graded at 128 to 512, settings and prior from the other optimizers."""
+    """Fitted up to batch 64, graded at 128 to 512; settings and prior are the other optimizers'."""
     calibration, chosen = leave_one_out(parts(list(digits().values()), 5), 64, 512)
     low, high = calibration.coverage_interval()
     assert low <= 0.8 <= high

@@ -147,7 +147,8 @@ def test_rates_extrapolate_with_the_critical_batch_of_the_steps():
     errors: dict[str, list[float]] = {"free": [], "tied": []}
     for curve in digits().values():
         small = curve.up_to(64)
-        tied = small.rates_beyond(small.forecaster(prior_of(curve, list(digits().values()))))
+        others = [other.up_to(64) for other in digits().values()]
+        tied = small.rates_beyond(small.forecaster(prior_of(curve, others)))
         for law, kept in ((next(iter(small.rate_laws.values())), "free"), (tied, "tied")):
             errors[kept] += [float(np.log(law.rates(p.batch) / p.rate)) for p in curve.usable if p.batch > 64]
     rms = {name: np.sqrt(np.mean(np.square(each))) for name, each in errors.items()}
