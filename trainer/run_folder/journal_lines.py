@@ -32,6 +32,11 @@ def _table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _interval(value: Any) -> bool:
+    names = ("batch", "low", "median", "high", "level")
+    return isinstance(value, dict) and set(value) == set(names) and all(map(_number, value.values()))
+
+
 def _time(value: Any) -> bool:
     return _number(value) and math.isfinite(value) and 0 <= value <= LATEST
 
@@ -62,8 +67,8 @@ FIELDS: dict[str, dict[str, Check]] = {
         "batch": _count,
         "axes": _table,
         "rate": _number,
-        "steps": _table,
-        "seconds": _any,
+        "steps": _interval,
+        "seconds": lambda value: value is None or _interval(value),
     },
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
