@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+RATE_ERROR = 0.1  # of a log rate: nearer ones a search cannot tell apart
 OCTAVES_BEYOND = 10  # how far outside the batches a critical batch is looked for, in powers of two
 
 
@@ -63,7 +64,7 @@ class StepsLaw:
             s_min=float(np.exp(height)),
             b_crit=float(np.exp(knee)),
             covariance=np.linalg.pinv(slopes.T @ slopes) * variance,
-            log_r2=1 - float(rest @ rest / np.sum((y - y.mean()) ** 2)),
+            log_r2=1 - float(rest @ rest) / max(float(np.sum((y - y.mean()) ** 2)), 1e-30),
             residual=float(np.sqrt(variance)),
             batches=x,
             log_steps=y,
@@ -200,6 +201,7 @@ class RateLaw:
         middle = self.rule.function(self.values, x)
         slopes = np.stack([(self.rule.function(each, x) - middle) / 1e-5 for each in moved])
         scatter = self.rms**2 * (self.freedom + len(self.values)) / max(1, self.freedom)
+        scatter = max(scatter, RATE_ERROR**2)
         spread = np.sqrt(np.einsum("ib,ij,jb->b", slopes, self.covariance, slopes) + scatter)
         factor = np.exp(student.ppf(0.5 + level / 2, max(1, self.freedom)) * spread)
         return np.exp(middle) / factor, np.exp(middle) * factor

@@ -70,8 +70,11 @@ def _steps_panel(figure: Figure, axis: Any, curve: Curve, color: str) -> None:
         low, high = law.band(x)
         axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
         (line,) = axis.plot(x, law.steps(x), color=color)
-        ends = law.interval()[1]
-        told = f"B_crit {short(law.b_crit)} ({short(ends[0])} to {short(ends[1])})"
+        low_end, high_end = law.profile_interval()
+        ends = (
+            f"{short(low_end)} to {short(high_end)}" if np.isfinite(high_end) else f"{short(low_end)} or more"
+        )
+        told = f"B_crit {short(law.b_crit)} ({ends})"
         figure.tip(line, f"S_min {short(law.s_min)}, {told}, log-R² {law.log_r2:.4f}")
         axis.text(0.97, 0.95, told, transform=axis.transAxes, ha="right", va="top", fontsize=9)
         axis.set_ylim(0.6 * min(min(p.runs) for p in curve.usable), 1.7 * law.steps(x[0]))

@@ -72,11 +72,11 @@ def _laws(curves: Sequence[Curve]) -> Table:
         if law is None:
             fitted: Row = ("", "", "", "", "")
         else:
-            low, high = law.interval()[1]
+            low, high = law.profile_interval()
             fitted = (
                 f"{law.s_min:,.0f}",
                 f"{law.b_crit:,.0f}",
-                f"{low:,.0f} to {high:,.0f}",
+                f"{low:,.0f} to {high:,.0f}" if np.isfinite(high) else f"{low:,.0f} or more",
                 f"{law.log_r2:.4f}",
                 short(law.e_min),
             )

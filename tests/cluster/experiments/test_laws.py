@@ -24,6 +24,12 @@ def test_a_critical_batch_outside_the_batches_is_found(b_crit: float):
     assert StepsLaw.fit(BATCHES, 5 * (1 + b_crit / BATCHES)).b_crit == pytest.approx(b_crit, rel=1e-3)
 
 
+def test_steps_that_do_not_follow_the_batch_have_no_critical_batch_to_speak_of():
+    law = StepsLaw.fit(BATCHES, np.full(9, 50.0))
+    assert law.b_crit < 0.1
+    assert law.steps(4) == pytest.approx(50, rel=0.02)
+
+
 def test_the_fit_is_least_squares_of_logs():
     """No step away from it, in any direction, has a smaller sum of squares."""
     steps = digits()["momentum"].measured[1]
