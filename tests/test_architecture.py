@@ -18,7 +18,6 @@ HOMES = {  # where each foreign library may be imported
     "mlflow": {"trainer/tracking/*.py"},
     "deepspeed": set(),
     "optuna": {"cluster/experiments/tpe.py"},
-    "scipy": {"cluster/experiments/laws.py", "cluster/experiments/forecast.py"},
     "scipy": {"cluster/experiments/*.py"},
     "matplotlib": {"cluster/experiments/report/*.py"},
     "yaml": {"trainer/recipe/loader.py"},
