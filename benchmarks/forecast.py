@@ -38,7 +38,7 @@ SHARE_OF_REFERENCE = 4  # a table is forecast from the batches up to a quarter o
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print coverage and width of every method; with --check exit with 1 where a bar is missed."""
     chosen = _options().parse_args(arguments)
-    found = curves(_study(chosen.sweep))
+    found = curves(study(chosen.sweep))
     replicas = parts(found, chosen.runs)
     print(f"{len(found)} arms, {len(replicas)} times with {chosen.runs} runs per batch at most")
     calibrated, settings = leave_one_out(replicas, chosen.up_to, chosen.to)
@@ -108,7 +108,8 @@ def _reference(curve: Curve) -> Iterator[Grade]:
     )
 
 
-def _study(path: Path) -> Study:
+def study(path: Path) -> Study:
+    """Of a folder or a journal."""
     if path.is_dir():
         return Study.read(path)
     content = path.read_bytes()

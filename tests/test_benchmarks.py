@@ -117,3 +117,10 @@ def test_the_forecast_benchmark_meets_its_bars_on_the_stored_study(benchmarks, c
     printed = capsys.readouterr().out
     assert "MISSED" not in printed
     assert re.search(r"^\| seeds resampled \| \d+% ", printed, re.MULTILINE)
+
+
+def test_the_laws_benchmark_meets_its_bars_on_the_stored_study(benchmarks, capsys):
+    module("scaling").main([str(ROOT / "tests/data/digits_sweep.jsonl.gz"), "--check"])
+    printed = capsys.readouterr().out
+    assert "MISSED" not in printed
+    assert printed.count(": met") == 22

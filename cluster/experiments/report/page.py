@@ -25,6 +25,7 @@ th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd;
   text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 thead th { border-bottom: 2px solid #888; }
+table.said td { text-align: left; white-space: normal; }
 #tip { position: fixed; display: none; max-width: 26rem; padding: .3rem .6rem; z-index: 1;
   pointer-events: none; background: #111; color: #fff; border-radius: 4px; font-size: .85rem; }
 @media print { body { max-width: none; } }
@@ -75,13 +76,14 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header if any(table.header))
+    kind = "" if head else ' class="said"'
     rows = "\n".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows
     )
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
         f"<h2>{html.escape(table.title)}</h2>\n"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{rows}</tbody></table></div>\n{note}"
     )
