@@ -104,16 +104,17 @@ def _laws(curves: Sequence[Curve]) -> Table:
         "rate at an edge",
         "runs missed",
     )
-    note = (
-        "Steps S = S_min (1 + B_crit / B). A batch of B_crit needs twice the fewest steps and twice the "
-        "fewest examples. "
-    )
-    if any(row[-1] or row[-2] for row in rows):
-        note += (
-            "At an edge: batches whose best rate is the lowest or the highest tried. Missed: batches "
-            "where runs fell short of the target, whose steps are the median, if most came to it."
+    notes = [
+        "Steps S = S_min (1 + B_crit / B). A batch of B_crit needs twice the fewest steps and twice the fewest "
+        "examples."
+    ]
+    if any(row[-2] for row in rows):
+        notes.append("At an edge: batches whose best rate is the lowest or the highest tried.")
+    if any(row[-1] for row in rows):
+        notes.append(
+            "Missed: batches where runs fell short of the target; their steps are the median, if most came to it."
         )
-    return _without_empty(Table("Laws", header, tuple(rows), note))
+    return _without_empty(Table("Laws", header, tuple(rows), " ".join(notes)))
 
 
 def _by_batch(title: str, curves: Sequence[Curve], cell: Callable[[Point], str], note: str = "") -> Table:

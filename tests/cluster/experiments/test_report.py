@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -320,6 +321,16 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path, sweep: Path):
     pytest.importorskip("matplotlib")
     with pytest.raises(UserError, match=r"--html .*cannot be written .*give a file's path"):
         report([], str(tmp_path), "mlperf", html=tmp_path / "no" / "x.html")
+
+
+def test_figures_without_matplotlib_are_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match="matplotlib, which is not installed; install it with"):
+        report([], str(tmp_path), "mlperf", html=tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
+    assert "bert-lamb" in report([], str(tmp_path), "mlperf")
 
 
 def test_figures_are_written_as_svg_and_png(tmp_path: Path):
