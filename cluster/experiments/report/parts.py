@@ -105,14 +105,15 @@ def _laws(curves: Sequence[Curve]) -> Table:
         "runs missed",
     )
     notes = [
-        "Steps S = S_min (1 + B_crit / B). A batch of B_crit needs twice the fewest steps and twice the fewest "
-        "examples."
+        "Steps S = S_min (1 + B_crit / B). A batch of B_crit needs twice the fewest steps and twice the "
+        "fewest examples."
     ]
     if any(row[-2] for row in rows):
         notes.append("At an edge: batches whose best rate is the lowest or the highest tried.")
     if any(row[-1] for row in rows):
         notes.append(
-            "Missed: batches where runs fell short of the target; their steps are the median, if most came to it."
+            "Missed: batches where runs fell short of the target; their steps are the median, if most came "
+            "to it."
         )
     return _without_empty(Table("Laws", header, tuple(rows), " ".join(notes)))
 
