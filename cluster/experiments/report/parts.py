@@ -191,22 +191,25 @@ def _grades(findings: Findings) -> list[Table]:
 def graded_table(found: Iterable[tuple[Promise, Sequence[Outcome]]]) -> list[Table]:
     """Recommendations with the runs that grade them; no table where there are none."""
     rows = [_graded_row(promise, each) for promise, graded in found for each in graded or (None,)]
-    header = ("forecast", "recipe for", "rate", "steps", "interval", "run", "measured", "")
+    header = ("forecast", "recipe for", "rate", "steps", "80 %", "measured", "", "seconds", "took", "run")
     return [Table("Recommendations, graded", header, tuple(rows))] if rows else []
 
 
 def _graded_row(promise: Promise, graded: Outcome | None) -> Row:
     steps = promise.steps
     measured = "" if graded is None or graded.steps is None else f"{graded.steps:,.0f}"
+    took = "" if graded is None or graded.seconds is None else f"{graded.seconds:.3g}"
     return (
         promise.id,
         str(promise.cell),
         f"{promise.rate:.3g}",
         f"{steps.median:,.0f}",
-        f"{steps.low:,.0f} to {steps.high:,.0f} ({steps.level:.0%})",
-        graded.run.name if graded else "",
+        f"{steps.low:,.0f} to {steps.high:,.0f}",
         measured,
         graded.verdict if graded else "not run yet",
+        f"{promise.seconds.low:.2g} to {promise.seconds.high:.2g}" if promise.seconds else "",
+        took,
+        graded.run.name if graded else "",
     )
 
 
