@@ -65,45 +65,22 @@ def _of(findings: Findings, more: Sequence[Table]) -> Part:
     return Part(findings.title, findings.about, tuple(tables), lambda: charts.draw(findings), rows)
 
 
+LAWS = (
+    "",
+    "S_min",
+    "B_crit",
+    "95 %",
+    "log-R²",
+    "fewest examples",
+    "trials",
+    "examples spent",
+    "rate at an edge",
+    "runs missed",
+)
+
+
 def _laws(curves: Sequence[Curve]) -> Table:
-    rows = []
-    for curve in curves:
-        law = curve.steps_law
-        if law is None:
-            fitted: Row = ("", "", "", "", "")
-        else:
-            low, high = law.profile_interval()
-            fitted = (
-                f"{law.s_min:,.0f}",
-                f"{law.b_crit:,.0f}",
-                f"{low:,.0f} to {high:,.0f}" if np.isfinite(high) else f"{low:,.0f} or more",
-                f"{law.log_r2:.4f}",
-                short(law.e_min),
-            )
-        edges = [f"{point.batch:,}" for point in curve.points if point.is_edge]
-        missed = [f"{point.batch:,}" for point in curve.points if point.failed]
-        rows.append(
-            (
-                curve.name,
-                *fitted,
-                f"{curve.trials:,}",
-                short(curve.examples) if curve.examples else "",
-                ", ".join(edges),
-                ", ".join(missed),
-            )
-        )
-    header = (
-        "",
-        "S_min",
-        "B_crit",
-        "95 %",
-        "log-R²",
-        "fewest examples",
-        "trials",
-        "examples spent",
-        "rate at an edge",
-        "runs missed",
-    )
+    rows = tuple(map(_law, curves))
     notes = [
         "Steps S = S_min (1 + B_crit / B). A batch of B_crit needs twice the fewest steps and twice the "
         "fewest examples."
@@ -115,7 +92,28 @@ def _laws(curves: Sequence[Curve]) -> Table:
             "Missed: batches where runs fell short of the target; their steps are the median, if most came "
             "to it."
         )
-    return _without_empty(Table("Laws", header, tuple(rows), " ".join(notes)))
+    return _without_empty(Table("Laws", LAWS, rows, " ".join(notes)))
+
+
+def _law(curve: Curve) -> Row:
+    fitted: Row = ("", "", "", "", "")
+    if law := curve.steps_law:
+        low, high = law.profile_interval()
+        fitted = (
+            f"{law.s_min:,.0f}",
+            f"{law.b_crit:,.0f}",
+            f"{low:,.0f} to {high:,.0f}" if np.isfinite(high) else f"{low:,.0f} or more",
+            f"{law.log_r2:.4f}",
+            short(law.e_min),
+        )
+    return (
+        curve.name,
+        *fitted,
+        f"{curve.trials:,}",
+        short(curve.examples) if curve.examples else "",
+        ", ".join(f"{point.batch:,}" for point in curve.points if point.is_edge),
+        ", ".join(f"{point.batch:,}" for point in curve.points if point.failed),
+    )
 
 
 def _by_batch(title: str, curves: Sequence[Curve], cell: Callable[[Point], str], note: str = "") -> Table:
