@@ -6,14 +6,13 @@ name in the sweep's directory grades it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.experiments.forecast import Prediction
-from cluster.experiments.trials import Cell, Target
+from cluster.experiments.trials import Cell, Target, crossing
 from trainer.run_folder import journal, layout
 
 FORECAST = "forecast"  # the kind of its line
@@ -97,21 +96,3 @@ def outcome(promise: Promise, run: Path, target: Target) -> Outcome:
             case "end":
                 status = line["status"]
     return Outcome(promise, run, status, crossing(curve, target), seconds)
-
-
-def crossing(curve: Iterable[tuple[int, float]], target: Target) -> float | None:
-    """Steps at which a metric crosses the target: a straight line against log steps between two
-    evaluations.
-    """
-    wanted = target.at_most if target.at_most is not None else target.at_least
-    assert wanted is not None
-    before: tuple[int, float] | None = None
-    for step, value in curve:
-        reached = value <= wanted if target.at_most is not None else value >= wanted
-        if reached:
-            if before is None or before[0] == 0 or not math.isfinite(before[1]):
-                return float(step)
-            share = (before[1] - wanted) / (before[1] - value)
-            return math.exp(math.log(before[0]) + share * math.log(step / before[0]))
-        before = step, value
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,6 +64,21 @@ class Trial:
         own = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
         own["curve"] = tuple((step, value) for step, value in line["curve"])
         return cls(cell=Cell(line["arm"], line["batch"], tuple(line["axes"].items())), **own)
+
+
+def crossing(curve: Iterable[tuple[int, float]], target: Target) -> float | None:
+    """Steps at which the metric crosses the target: in logarithms of steps, a straight line between the two
+    evaluations around it. None where it never does.
+    """
+    before: tuple[int, float] | None = None
+    for step, value in curve:
+        if target.reached(value):
+            if before is None or not before[0] or not math.isfinite(before[1]):
+                return float(step)
+            share = (before[1] - target.value) / (before[1] - value)
+            return math.exp(math.log(before[0]) + share * math.log(step / before[0]))
+        before = step, value
+    return None
 
 
 @dataclass

@@ -15,13 +15,13 @@ import pytest
 
 from cluster.experiments.curve import Curve, Point, curves
 from cluster.experiments.forecast import Prediction
-from cluster.experiments.promises import Promise, crossing, outcome
+from cluster.experiments.promises import Promise, outcome
 from cluster.experiments.references import mlperf
 from cluster.experiments.report import charts, page, parts, text
 from cluster.experiments.report.figures import Figure, drawing
 from cluster.experiments.report.findings import Findings, references
 from cluster.experiments.report.report import report
-from cluster.experiments.trials import Cell, Study, Trial
+from cluster.experiments.trials import Cell, Study, Trial, crossing
 from tests.cluster.experiments import digits_study
 from trainer.errors import UserError
 from trainer.recipe import loader
