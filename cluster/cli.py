@@ -1,14 +1,14 @@
 """The command `lockstep`. What a command needs is imported inside it: `lockstep` itself starts at once."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+
+from cluster.exit_codes import messages
 
 overrides = click.option(
     "--set",
@@ -37,36 +37,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(*arguments, **options)
 
     return guarded
-
-
-@contextmanager
-def messages(debug: bool) -> Iterator[None]:
-    """Turn what ends a command early into a message and an exit code; with `debug` the traceback is shown."""
-    from trainer.errors import RunFailed, UserError
-    from trainer.recipe.redaction import hidden
-
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            import traceback
-
-            click.echo(hidden(traceback.format_exc()), err=True)
-            if isinstance(error, RunFailed) and error.trace:
-                told = f"\nwhere it came from, perhaps another process:\n{error.trace}"
-                click.echo(hidden(told), err=True)
-        if isinstance(error, KeyboardInterrupt):
-            said, code = f"\n{str(error) or 'interrupted'}", getattr(error, "exit_code", 130)
-        elif isinstance(error, UserError):
-            said, code = str(error), 2
-        elif isinstance(error, RunFailed):
-            said, code = f"failed: {error}", 1
-        elif isinstance(error, click.ClickException | click.exceptions.Exit):
-            raise
-        else:
-            said, code = f"failed: {type(error).__name__}: {error}\n--debug shows where", 1
-        click.echo(hidden(said), err=True)
-        sys.exit(code)
 
 
 accept = click.option(
@@ -301,6 +271,41 @@ def runs(names: tuple[str, ...], directory: str, prune: bool) -> None:
     else:
         lines = runs.comparison(directory, names) if names else runs.listing(directory)
     click.echo("\n".join(lines))
+
+
+@command
+@click.argument("names", nargs=-1, metavar="[SWEEP|RUN]...")
+@directory
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page to send to others."
+)
+@click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Write SVG and PNG files.")
+@click.option("--csv", "form", flag_value="csv", help="Print each curve's points as CSV.")
+@click.option("--md", "form", flag_value="md", help="Print Markdown.")
+@click.option("--reference", type=click.Choice(["mlperf"]), help="Report published tables too.")
+def report(names: tuple[str, ...], directory: str, form: str | None, **options: Any) -> None:
+    """Report what sweeps, runs and published tables found."""
+    from cluster.experiments.report.report import report
+
+    click.echo(report(names, directory, form=form or "text", **options))
+
+
+@command
+@click.argument("sweep", metavar="SWEEP")
+@directory
+@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="The global batch.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="The workers; they choose the batch."
+)
+@click.option("--deadline", metavar="T", help="The longest that training may take: 90s, 45m, 12h or 3d.")
+@click.option("--budget", type=click.FloatRange(min=1), metavar="EXAMPLES", help="The most examples.")
+@click.option("--arm", metavar="ARM", help="An arm of the sweep; else the fastest.")
+@click.option("--prior", metavar="NAME", help="A table of `report --reference mlperf` to believe beforehand.")
+def recommend(sweep: str, directory: str, **wish: Any) -> None:
+    """Recommend a recipe for another batch, from what a sweep found."""
+    from cluster.experiments.recommend import advice
+
+    click.echo(advice(sweep, directory, **wish))
 
 
 @command

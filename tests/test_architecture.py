@@ -18,6 +18,8 @@ HOMES = {  # where each foreign library may be imported
     "mlflow": {"trainer/tracking/*.py"},
     "deepspeed": set(),
     "optuna": {"cluster/experiments/tpe.py"},
+    "scipy": {"cluster/experiments/*.py"},
+    "matplotlib": {"cluster/experiments/report/*.py"},
     "yaml": {"trainer/recipe/loader.py"},
     "pydantic": {"trainer/recipe/*.py"},
     "pyarrow": {"data_echo/sources/parquet.py"},
@@ -25,7 +27,7 @@ HOMES = {  # where each foreign library may be imported
     "simplejpeg": {"data_echo/images.py"},
     "fsspec": {"data_echo/sources/files.py", "cluster/mirror.py"},
     "safetensors": {"trainer/*.py", "trainer/compute/*.py", "trainer/tracking/*.py"},
-    "click": {"cluster/cli.py"},
+    "click": {"cluster/cli.py", "cluster/exit_codes.py"},
     "rich": {"cluster/console.py"},
 }
 TOP_OF_TRAINER = 18  # entries that a reader of `ls trainer` can take in

@@ -110,3 +110,17 @@ def test_every_recipes_header_has_its_command_seconds_and_result_with_seeds(reci
     assert re.search(
         r"^# Measured: test .* \(seeds? .*\); \d+ s from the command to the end", header, re.MULTILINE
     )
+
+
+def test_the_forecast_benchmark_meets_its_bars_on_the_stored_study(benchmarks, capsys):
+    module("forecast").main([str(ROOT / "tests/data/digits_sweep.jsonl.gz"), "--check"])
+    printed = capsys.readouterr().out
+    assert "MISSED" not in printed
+    assert re.search(r"^\| seeds resampled \| \d+% ", printed, re.MULTILINE)
+
+
+def test_the_laws_benchmark_meets_its_bars_on_the_stored_study(benchmarks, capsys):
+    module("scaling").main([str(ROOT / "tests/data/digits_sweep.jsonl.gz"), "--check"])
+    printed = capsys.readouterr().out
+    assert "MISSED" not in printed
+    assert printed.count(": met") == 22

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from cluster.experiments.trials import Cell, End, Stage, Trial
+from cluster.experiments.trials import Cell, End, Stage, Trial, crossing
 from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.recipe.train import Target
@@ -84,7 +84,7 @@ class Course:
         self.curve.append((step, value))
         self._next_at = max(step + 1, int(step * self.growth))
         if self.target.reached(value):
-            self.steps, self.end = self._crossing(), "reached"
+            self.steps, self.end = crossing(self.curve[-2:], self.target), "reached"
         elif step >= self.total:
             self.end = "unreached"
         elif step >= self.order.limit:
@@ -112,17 +112,6 @@ class Course:
             curve=tuple(thinned(self.curve)),
             test=self.test,
         )
-
-    def _crossing(self) -> float:
-        """Steps at which the metric crosses the target: in logarithms of steps, a straight line between the
-        last two evaluations.
-        """
-        step, value = self.curve[-1]
-        if len(self.curve) == 1:
-            return float(step)
-        step_before, before = self.curve[-2]
-        share = (before - self.target.value) / (before - value)
-        return math.exp(math.log(step_before) + share * math.log(step / step_before))
 
 
 def thinned(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -50,7 +50,7 @@ class SweepPlan:
         base = self.arms[cell.arm]
         values = base.model_dump(mode="json")
         for key, value in cell.axes:
-            _put(values, key, value)
+            put(values, key, value)
         values, _ = carried(values, cell.batch, self.sweep.carry)
         values["seed"] = seed
         values["optimizer"]["lr"] = rate
@@ -157,7 +157,8 @@ def _idle_rules(plan: SweepPlan, draft: loader.Draft) -> Iterator[Problem]:
             yield Problem(*draft.places[key], key, f"no arm's recipe has {name}", "leave it out")
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a recipe's key, `section.name`, to a value."""
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})

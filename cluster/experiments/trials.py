@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,6 +66,21 @@ class Trial:
         return cls(cell=Cell(line["arm"], line["batch"], tuple(line["axes"].items())), **own)
 
 
+def crossing(curve: Iterable[tuple[int, float]], target: Target) -> float | None:
+    """Steps at which the metric crosses the target: in logarithms of steps, a straight line between the two
+    evaluations around it. None where it never does.
+    """
+    before: tuple[int, float] | None = None
+    for step, value in curve:
+        if target.reached(value):
+            if before is None or not before[0] or not math.isfinite(before[1]):
+                return float(step)
+            share = (before[1] - target.value) / (before[1] - value)
+            return math.exp(math.log(before[0]) + share * math.log(step / before[0]))
+        before = step, value
+    return None
+
+
 @dataclass
 class Study:
     """A sweep's folder, read. `best` has the rate that the search chose for each cell it has finished."""
@@ -76,6 +92,7 @@ class Study:
     batches: tuple[int, ...]
     trials: list[Trial]
     best: dict[Cell, float]
+    told: dict[str, Any] = field(default_factory=dict)  # the line `sweep`, as it stands
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -108,6 +125,7 @@ class Study:
             batches=tuple(told["batches"]),
             trials=list(trials.values()),
             best=best,
+            told=told,
         )
 
     def at(self, cell: Cell, stage: Stage | None = None) -> list[Trial]:

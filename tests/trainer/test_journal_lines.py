@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cluster import runs
 from cluster.advice import how_to_go_on
 from cluster.console import Console
+from cluster.experiments.promises import promises
 from trainer.recipe.checkpoint import Best
 from trainer.run_folder import journal, layout
 from trainer.run_folder.checkpoints import Checkpoints
@@ -48,6 +49,16 @@ GOOD = {
     "target": {"metric": "loss", "value": 0.1, "step": 1, "examples": 8, "fresh": 8, "seconds": 1.0},
     "stop": {"step": 1, "examples": 8, "reason": "a"},
     "end": {"status": "FINISHED", "reason": None, "metrics": {"loss": 0.5}},
+    "forecast": {
+        "id": "a",
+        "run": "a",
+        "arm": "a",
+        "batch": 8,
+        "axes": {"echo.factor": 2},
+        "rate": 0.1,
+        "steps": {"batch": 8, "low": 1.0, "median": 2.0, "high": 3.0, "level": 0.8},
+        "seconds": None,
+    },
 }
 
 
@@ -61,6 +72,7 @@ def read_everywhere(folder: Path) -> None:
     runs.Summary.of(folder).row()
     Outcome.read(folder)
     Decisions.of(journal.read(folder))
+    promises(folder)
     metrics.entry(journal.read(folder), TrackingProgress(""))
     console = Console(io.StringIO())
     with console.following(folder, 0, 100):

@@ -32,6 +32,11 @@ def _table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _interval(value: Any) -> bool:
+    names = ("batch", "low", "median", "high", "level")
+    return isinstance(value, dict) and set(value) == set(names) and all(map(_number, value.values()))
+
+
 def _time(value: Any) -> bool:
     return _number(value) and math.isfinite(value) and 0 <= value <= LATEST
 
@@ -55,6 +60,16 @@ FIELDS: dict[str, dict[str, Check]] = {
     "execution": {"reason": _text},
     "target": {"step": _count, "examples": _count, "seconds": _number},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
+    "forecast": {
+        "id": _text,
+        "run": _text,
+        "arm": _text,
+        "batch": _count,
+        "axes": _table,
+        "rate": _number,
+        "steps": _interval,
+        "seconds": lambda value: value is None or _interval(value),
+    },
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "step": {"echo": {}, "batch": 0, "step_s": 0.0},
