@@ -24,6 +24,7 @@ from trainer.recipe.sweep import Sweep
 OUTWARD = (-4.0, -2.0, 0.0, 2.0, 4.0)  # octaves from where a strand begins
 REACH = 3.0  # octaves to each side of the forecast in which Optuna searches
 REPORT_PATIENCE = 3.0  # times the best steps: a reported trial is given up later than one of the search
+LOWERINGS = 3  # thirds of an octave that a reported rate is lowered at most
 SHARES = (8, 4, 2, 1)  # of the recipe's length that a strand's first trials are given
 
 
@@ -66,17 +67,18 @@ class _Search:
 
     def round(
         self, batch: int, xs: Iterable[float], seeds: Iterable[int], limit: float, stage: Stage = "search"
-    ) -> Generator[list[Ask], list[Trial], None]:
+    ) -> Generator[list[Ask], list[Trial], list[Trial]]:
         """Try rates on seeds; the bowl of the batch has the trials afterwards."""
         cell, seeds = Cell(self.arm, batch, self.axes), list(seeds)
         asks = [Ask(cell, 2.0**x, seed, stage, math.ceil(limit)) for x in xs for seed in seeds]
         if not asks or self.is_spent:
-            return
+            return []
         trials = yield asks
         for trial in trials:
             self.spent += trial.examples
             if stage == "search":
                 self.bowls.setdefault(batch, Bowl(self.sign)).add(trial)
+        return trials
 
     @property
     def is_spent(self) -> bool:
@@ -197,10 +199,19 @@ def _halfway(search: _Search) -> dict[int, float]:
 
 
 def _report(search: _Search, best: dict[int, float], length: Callable[[int], int]) -> Strand:
-    """Say each cell's rate, and repeat it on fresh seeds."""
+    """Say each cell's rate, and repeat it on fresh seeds. Where one of them does not reach the target, the rate
+    lies at a cliff, and a lower one is repeated instead.
+    """
+    seeds = range(search.sweep.seeds.report)
     for batch in search.sweep.batches:
         cell = Cell(search.arm, batch, search.axes)
-        yield Best(cell, 2.0 ** best[batch] if batch in best else None)
-        if batch in best:
-            limit = min(length(batch), REPORT_PATIENCE * search.bowls[batch].steps)
-            yield from search.round(batch, [best[batch]], range(search.sweep.seeds.report), limit, "report")
+        if batch not in best:
+            yield Best(cell, None)
+            continue
+        limit = min(length(batch), REPORT_PATIENCE * search.bowls[batch].steps)
+        for lowering in range(LOWERINGS + 1):
+            x = best[batch] - lowering / 3
+            yield Best(cell, 2.0**x)
+            trials = yield from search.round(batch, [x], seeds, limit, "report")
+            if all(trial.steps for trial in trials):
+                break

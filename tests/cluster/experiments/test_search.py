@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,21 @@ def test_the_best_rate_is_repeated_on_fresh_seeds():
     reports = [asks for asks in rounds if asks[0].stage == "report"]
     assert [[ask.seed for ask in asks] for asks in reports] == [[0, 1, 2]] * len(BATCHES)
     assert {asks[0].cell.batch: asks[0].rate for asks in reports} == best
+
+
+def test_a_rate_with_which_fresh_seeds_fail_is_lowered():
+    def failing(ask):
+        trial = trained(ask, noise=0)
+        if ask.stage == "report" and ask.seed == 1 and math.log2(ask.rate) > best_octave(64) - 0.5:
+            return replace(trial, end="stopped", steps=None)
+        return trial
+
+    best, rounds = searched(sweep(batches=[64]), train=failing)
+    reports = [asks for asks in rounds if asks[0].stage == "report"]
+    assert len(reports) > 1
+    assert {ask.rate for ask in reports[-1]} == {best[64]}
+    assert best[64] < 2 ** (best_octave(64) - 0.5)
+    assert reports[0][0].rate / reports[1][0].rate == pytest.approx(2 ** (1 / 3))
 
 
 def test_what_is_asked_for_depends_on_the_answers_alone():
