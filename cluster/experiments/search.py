@@ -199,8 +199,8 @@ def _halfway(search: _Search) -> dict[int, float]:
 
 
 def _report(search: _Search, best: dict[int, float], length: Callable[[int], int]) -> Strand:
-    """Say each cell's rate, and repeat it on fresh seeds. Where one of them fails, the rate lies at a cliff, and
-    a lower one is repeated instead.
+    """Say each cell's rate, and repeat it on fresh seeds. Where one of them fails, the rate lies at a cliff,
+    and a lower one is repeated instead.
     """
     seeds = range(search.sweep.seeds.report)
     for batch in search.sweep.batches:
