@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
+from optim.engine.shards import local_parts
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
@@ -29,9 +30,11 @@ def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
 
 def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
         self.adopt()
-        with torch.no_grad():
-            return inspect.unwrap(kind.step)(self, closure)  # see `plain`
+        with torch.no_grad(), local_parts(self):
+            inspect.unwrap(kind.step)(self)  # see `plain`
+        return loss
 
     return step
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.arithmetic import Marginal
+from optim.arithmetic import Marginal, largest, total
 
 Function = Callable[..., Mapping[str, Any]]
 
@@ -35,7 +35,7 @@ class Stage:
     `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are
     pairs of arrays, whose inner product is summed over each layer; all others are written into the arrays of
     their names. `mentions` are the attributes that its source reads: the numbers of `h`
-    that it can need.
+    that it can need; `joins` says whether its marginals are sums ("sum") or maxima ("max"), if it has any.
     """
 
     def __init__(self, function: Function, sums: tuple[str, ...]) -> None:
@@ -46,6 +46,8 @@ class Stage:
         self.is_of_lines = not {"p", "g"} & set(self.takes)
         """Whether it runs on what is known of rows and columns alone, once for each layer."""
         self.mentions = frozenset(_names_in(function, function.__code__)) | {"maximize"}
+        marginals = {total.__name__: "sum", largest.__name__: "max"}
+        self.joins = next((how for name, how in marginals.items() if name in self.mentions), None)
 
     def pick(self, numbers: Mapping[str, Any]) -> Any:
         """The `h` of this stage: of all numbers, those that it can need."""
