@@ -18,13 +18,13 @@ from torch import nn
 import optim
 from data_echo import EchoLoader, Preparer, Schedule
 from optim.flat import FlatOptimizer
-from trainer.compute import autotune, initial_weights
-from trainer.compute.activation_checkpointing import checkpoint_activations
+from trainer.compute import activation_checkpointing, autotune, initial_weights
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution, cores_per_worker, keep_freed_memory, stack_limit
 from trainer.compute.forward_backward import ForwardBackward
 from trainer.compute.precision import LossScale
 from trainer.compute.weight_averaging import RunningAverage
+from trainer.distributed.fully_sharded import FullySharded
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
 from trainer.plan.plan import Plan, echo_schedule
@@ -54,10 +54,12 @@ def build(
     recipe = plan.recipe
     progress = Progress(**state["progress"]) if state else Progress()
     model = _model(recipe, task, group)
+    if state is not None:
+        model.load_state_dict(state["model"])
     micro = recipe.batch.micro
     norms = BatchNorms(model, group.device, micro // (recipe.batch.bn_group or micro))
-    checkpoint_activations(model, plan.checkpointed_blocks)
-    optimizer, names = _optimizer(recipe, plan, model)
+    activation_checkpointing.checkpoint_activations(model, plan.checkpointed_blocks)
+    optimizer, names = _optimizer(recipe, plan, model, flatten=not _is_spread(recipe, group))
     schedule = _schedule(plan, decisions)
     precision = recipe.train.precision
     forward_backward = ForwardBackward(
@@ -69,7 +71,7 @@ def build(
         seed=recipe.seed,
         device=group.device,
         precision=precision,
-        scale=LossScale.of(precision, micro),
+        scale=LossScale.of(precision, micro) if state is None else LossScale(**state["scale"]),
     )
     training = Training(
         plan=plan,
@@ -79,17 +81,37 @@ def build(
         names=names,
         norms=norms,
         forward_backward=forward_backward,
-        reduction=_reduction(plan, group, optimizer, len(forward_backward.statistics)),
+        reduction=_reduction(plan, group, model, optimizer, len(forward_backward.statistics)),
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
         schedule=schedule,
         progress=progress,
         decisions=decisions,
     )
-    if state is not None:
-        training.load(state)
     training.average = _average(training, state)
     training.execute(_execution(training, state))
+    if isinstance(training.reduction, FullySharded):
+        _spread(training, training.reduction)
+    if state is not None:
+        training.load_optimizer(state)
     return training
+
+
+def _is_spread(recipe: Recipe, group: WorkerGroup) -> bool:
+    """Whether workers hold parts of the model: one alone holds it whole."""
+    return recipe.run.fsdp is not None and group.size > 1
+
+
+def _spread(training: Training, reduction: FullySharded) -> None:
+    """Give each worker its part of the model and of its average, and an optimizer of those parts.
+
+    Not before: averages are copies of a model that is whole, and trials are one worker's alone.
+    """
+    recipe, model = training.recipe, training.model
+    fsdp = recipe.run.fsdp
+    training.optimizer.zero_grad()
+    units = activation_checkpointing.blocks(model, (fsdp and fsdp.units) or True)
+    reduction.wrap(units, [] if training.average is None else [training.average.model])
+    training.optimizer, training.names = _optimizer(recipe, training.plan, model, flatten=False)
 
 
 def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
@@ -130,7 +152,9 @@ def _schedule(plan: Plan, decisions: Decisions) -> Schedule:
     return schedule
 
 
-def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[FlatOptimizer, list[str]]:
+def _optimizer(
+    recipe: Recipe, plan: Plan, model: nn.Module, flatten: bool
+) -> tuple[FlatOptimizer, list[str]]:
     section = recipe.optimizer
     grouping = optim.group_parameters(
         model,
@@ -139,12 +163,16 @@ def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[FlatOptimi
         lr_multipliers=section.lr_multipliers,
     )
     hyper = {**section.hyper, "lr": plan.peak_lr}
-    optimizer = optim.build(section.name, grouping.groups, flatten=True, **hyper)
+    optimizer = optim.build(section.name, grouping.groups, flatten=flatten, **hyper)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     return optimizer, [name_of[p] for group in optimizer.param_groups for p in group["params"]]
 
 
-def _reduction(plan: Plan, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int) -> Reduction:
+def _reduction(
+    plan: Plan, group: WorkerGroup, model: nn.Module, optimizer: FlatOptimizer, statistics: int
+) -> Reduction:
+    if _is_spread(plan.recipe, group):
+        return FullySharded(group, model, statistics)
     if plan.recipe.run.reduction == "exact":
         return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, statistics)
@@ -187,8 +215,8 @@ def _execution(training: Training, state: State | None) -> Execution:
 def _tried(training: Training) -> Execution:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
-    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
-    compute, gradients = training.forward_backward, training.optimizer.flat.gradients
+    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers, if there are any
+    compute, gradients = training.forward_backward, training.reduction.gradients()
     micro_batches = training.plan.micro_batches_at(training.progress.examples)
     choice = Execution()
     with group.raise_on_all("the first micro-batches"):

@@ -157,13 +157,31 @@ class PoolSection(Section):
         return self
 
 
+class FsdpSection(Section):
+    """Each worker holds its rows of every layer, of its gradient and of the optimizer's state (FSDP2)."""
+
+    units: Names | None = Field(
+        default=None,
+        description="name patterns of the modules whose layers are gathered together for a pass; null: each "
+        "block of the model's repeated ones",
+    )
+
+
+class FullySharded(Section):
+    """A model that is spread over the workers, with options."""
+
+    fsdp: FsdpSection = Field(description="how the model is spread")
+
+
 class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
     workers: Few = Field(default=1, description="workers that each batch is divided among")
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
-    parallel: Literal["ddp"] = Field(
-        default="ddp", description="how the model is spread: each worker holds the whole"
+    parallel: Literal["ddp", "fsdp"] | FullySharded = Field(
+        default="ddp",
+        description="ddp: each worker holds the whole model; fsdp: its part of every layer, with options "
+        "{fsdp: {…}}",
     )
     stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
     reduction: Literal["fast", "exact"] = Field(
@@ -186,6 +204,25 @@ class RunSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU for each worker where there are any"
     )
+
+    @property
+    def fsdp(self) -> FsdpSection | None:
+        """How the model is spread over the workers; None where each holds the whole."""
+        if isinstance(self.parallel, FullySharded):
+            return self.parallel.fsdp
+        return FsdpSection() if self.parallel == "fsdp" else None
+
+    @model_validator(mode="after")
+    def _spreads_what_it_can(self) -> "RunSection":
+        right = "leave it out, or let parallel be ddp"
+        for key, is_set in {"compile": self.compile, "channels_last": self.channels_last}.items():
+            if self.fsdp is not None and is_set:
+                raise refuse("is true, and parallel is fsdp, which cannot have it", right, key)
+        if self.fsdp is not None and self.reduction == "exact":
+            raise refuse(
+                "is exact, and parallel is fsdp", "let it be fast, or let parallel be ddp", "reduction"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiles_no_exact_run(self) -> "RunSection":

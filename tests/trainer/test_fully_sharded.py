@@ -1,0 +1,72 @@
+"""`run.parallel: fsdp` is the run that every other way of spreading is: same curve, same checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainer.process_group import ProcessGroup
+from tests.trainer.reproducibility import Trace, leg, recipe, trace
+from trainer.recipe.schema import Recipe
+
+BLOCKS = {"fsdp": {"units": ["0", "4"]}}
+CASES = {
+    "lamb": {},
+    "adafactor, K=7": {"optimizer": {"name": "adafactor", "lr": 0.01}, "batch": {"size": 70}},
+    "adamw, clipped, averaged": {
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "train": {"clip_norm": 0.5, "average": {"kind": "ema", "decay": 0.9}},
+    },
+    "sm3, K=4, echo 1.5": {
+        "optimizer": {"name": "sm3", "lr": 0.05},
+        "batch": {"size": 40},
+        "echo": {"factor": 1.5},
+    },
+}
+STEPS = 40
+
+
+def fast(parallel: object, **changes: dict) -> Recipe:
+    run = {"reduction": "fast", "device": "cpu", "parallel": parallel}
+    return recipe(**{**changes, "run": run, "train": {"epochs": 20, **changes.get("train", {})}})
+
+
+def assert_same_run(group: list[Trace], alone: Trace) -> None:
+    """Served examples exactly, losses to 1e-5, the first gradients too, and the weights nearly so."""
+    assert {j: ids for one in group for j, ids in one.served.items()} == alone.served
+    assert sum(len(one.served) for one in group) == len(alone.served), "two workers served the same"
+    for one in group:
+        np.testing.assert_allclose(one.losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(one.norms, alone.norms, rtol=1e-4)
+    for ours, theirs in zip(group[0].gradients, alone.gradients, strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    assert group[0].tensors.keys() == alone.tensors.keys()
+    for name, value in alone.tensors.items():
+        if name.startswith("/model"):
+            np.testing.assert_allclose(group[0].tensors[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_40_steps_are_those_of_one_worker(process_group: ProcessGroup, name: str):
+    alone = process_group.run(1, trace, fast("ddp", **CASES[name]), None, STEPS)[0]
+    for workers, parallel in ((2, "fsdp"), (3, BLOCKS)):
+        group = process_group.run(workers, trace, fast(parallel, **CASES[name]), None, STEPS)
+        assert_same_run(group, alone)
+
+
+def test_a_run_goes_on_under_another_mode_and_number_of_workers(process_group: ProcessGroup, tmp_path: Path):
+    changes = CASES["adamw, clipped, averaged"]
+    alone = process_group.run(1, trace, fast("ddp", **changes), None, STEPS)[0]
+    losses, served = [], {}
+    for workers, parallel, until in (
+        (2, "fsdp", 8),
+        (3, BLOCKS, 16),
+        (1, "fsdp", 24),
+        (2, "ddp", 32),
+        (3, "fsdp", 40),
+    ):
+        members = process_group.run(workers, leg, fast(parallel, **changes), str(tmp_path), until)
+        losses += members[0].losses
+        served |= {j: ids for one in members for j, ids in one.served.items()}
+    assert served == alone.served
+    np.testing.assert_allclose(losses, alone.losses, rtol=1e-5)
