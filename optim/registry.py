@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
-from optim.engine.shards import local_parts
+from optim.engine.shards import LayerShard, local_parts
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
@@ -103,19 +103,30 @@ def hyperparameters(name: str) -> dict[str, Any]:
     return found | (entry.defaults if entry else {})
 
 
-def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], **hyper: Any) -> int:
+def state_bytes(
+    name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *, workers: int = 1, **hyper: Any
+) -> int:
     """Bytes of state that training these parameters would hold, found without allocating any.
 
     Args:
         params_or_shapes: parameters, or shapes of fp32 ones.
+        workers: whose number the layers are spread over, as `fully_shard` does it; the state is then that of
+            the worker with the most.
     """
-    params = [_on_meta(given) for given in params_or_shapes]
-    if not params:
+    wholes = [_on_meta(given) for given in params_or_shapes]
+    if not wholes:
         return 0
+    params = [nn.Parameter(p[: -(-len(p) // workers)]) if p.dim() and workers > 1 else p for p in wholes]
     if name not in rules():
         bytes_of = {dtype: _torchs_bytes(name, dtype, hyper) for dtype in {p.dtype for p in params}}
         return sum(p.numel() * bytes_of[p.dtype][0] + bytes_of[p.dtype][1] for p in params)
     rule = rules()[name](params, **hyper)
+    if workers > 1:
+        rule.shards = {
+            part: LayerShard(p.shape, 0, part.numel())
+            for part, p in zip(params, wholes, strict=True)
+            if p.dim()
+        }
     states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 

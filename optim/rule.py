@@ -159,7 +159,7 @@ class Rule(FlatOptimizer):
             if shape != whole:
                 state[name] = p.new_zeros(shape if shard is None else shard.here(shape), dtype=dtype)
             elif p.is_meta:  # of which zeros_like would import sympy
-                state[name] = p.new_empty_strided(shape, p.stride(), dtype=dtype)
+                state[name] = p.new_empty_strided(p.shape, p.stride(), dtype=dtype)
             else:
                 state[name] = torch.zeros_like(p, dtype=dtype)
         return state

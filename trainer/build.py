@@ -53,10 +53,7 @@ def build(
         keep_freed_memory()
     recipe = plan.recipe
     progress = Progress(**state["progress"]) if state else Progress()
-    model = _model(recipe, task, group)
-    if state is not None:
-        model.load_state_dict(state["model"])
-    micro = recipe.batch.micro
+    model, micro = _model(recipe, task, group, state), recipe.batch.micro
     norms = BatchNorms(model, group.device, micro // (recipe.batch.bn_group or micro))
     activation_checkpointing.checkpoint_activations(model, plan.checkpointed_blocks)
     optimizer, names = _optimizer(recipe, plan, model, flatten=not _is_spread(recipe, group))
@@ -71,7 +68,7 @@ def build(
         seed=recipe.seed,
         device=group.device,
         precision=precision,
-        scale=LossScale.of(precision, micro) if state is None else LossScale(**state["scale"]),
+        scale=LossScale(**state["scale"]) if state else LossScale.of(precision, micro),
     )
     training = Training(
         plan=plan,
@@ -89,8 +86,7 @@ def build(
     )
     training.average = _average(training, state)
     training.execute(_execution(training, state))
-    if isinstance(training.reduction, FullySharded):
-        _spread(training, training.reduction)
+    _spread(training)
     if state is not None:
         training.load_optimizer(state)
     return training
@@ -101,20 +97,23 @@ def _is_spread(recipe: Recipe, group: WorkerGroup) -> bool:
     return recipe.run.fsdp is not None and group.size > 1
 
 
-def _spread(training: Training, reduction: FullySharded) -> None:
-    """Give each worker its part of the model and of its average, and an optimizer of those parts.
-
-    Not before: averages are copies of a model that is whole, and trials are one worker's alone.
+def _spread(training: Training) -> None:
+    """Where the recipe says so, give each worker its part of the model and of its average, and an optimizer
+    of those parts. Not before: averages are copies of a whole model, and trials are one worker's alone.
     """
-    recipe, model = training.recipe, training.model
+    recipe, model, reduction = training.recipe, training.model, training.reduction
+    if not isinstance(reduction, FullySharded):
+        return
     fsdp = recipe.run.fsdp
+    with training.group.raise_on_all("the first micro-batches"):
+        training.forward_backward.spare(training.progress.position)
     training.optimizer.zero_grad()
     units = activation_checkpointing.blocks(model, (fsdp and fsdp.units) or True)
     reduction.wrap(units, [] if training.average is None else [training.average.model])
     training.optimizer, training.names = _optimizer(recipe, training.plan, model, flatten=False)
 
 
-def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
+def _model(recipe: Recipe, task: Task, group: WorkerGroup, state: State | None) -> nn.Module:
     random.seed(recipe.seed)
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
@@ -129,6 +128,8 @@ def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
     if group.size > 1:  # a model may draw its first weights from anywhere
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
+    if state is not None:
+        model.load_state_dict(state["model"])
     return model.train()
 
 

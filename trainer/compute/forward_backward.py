@@ -52,7 +52,7 @@ class ForwardBackward:
         self.loader = make_loader(position)
         self._make_loader = make_loader
         self._loaded: dict[int, Batch] = {}  # what was read ahead
-        self._spare: tuple[list[int], Batch] | None = None
+        self._spare: tuple[Sequence[int], Batch] | None = None
 
     def rewind(self, position: int) -> None:
         """Serve the micro-batches from `position` on once more."""
@@ -63,9 +63,9 @@ class ForwardBackward:
         """The augmented examples of these micro-batches, one after the other, on the device."""
         return _joined([self._load_one(j) for j in micro_batches])
 
-    def spare(self, position: int) -> tuple[list[int], Batch]:
-        """A micro-batch for passes that only keep others company: one that this worker serves at
-        `position` or later, out of a loader of its own; always the same one.
+    def spare(self, position: int) -> tuple[Sequence[int], Batch]:
+        """A micro-batch for passes that only keep others company: always the first that this worker serves
+        from the `position` on that this was first called with, out of a loader of its own.
         """
         if self._spare is None:
             j = next(j for j in count(position) if self.loader.serves(j))
