@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
+from optim.engine.chunks import EngineName
 from optim.engine.shards import LayerShard, local_parts
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
@@ -60,31 +61,35 @@ def names() -> tuple[str, ...]:
     return (*FROM_TORCH, *rules())
 
 
-def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> FlatOptimizer:
+def build(
+    name: str, params: ParamsT, *, flatten: bool = False, engine: EngineName = "auto", **hyper: Any
+) -> FlatOptimizer:
     """The optimizer of that name over parameters or parameter groups.
 
     Args:
         name: one of `names()`.
         params: as for any optimizer of torch.
         flatten: move parameters and gradients into flat buffers, `optimizer.flat`.
-        hyper: its hyperparameters, `hyperparameters(name)`; for our own rules also `engine`.
+        engine: of our own rules; of torch's, "exact" leaves fused kernels out, which round the end of a
+            tensor in another way than the rest.
+        hyper: its hyperparameters, `hyperparameters(name)`.
 
     Raises:
         ValueError: an unknown name.
         TypeError: a hyperparameter that this optimizer does not have.
     """
     known = hyperparameters(name)
-    unknown = set(hyper) - set(known) - ({"engine"} if name in rules() else set())
+    unknown = set(hyper) - set(known)
     if unknown:
         raise TypeError(
             f"{name}: unknown hyperparameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
         )
     if name in rules():
-        return rules()[name](params, flatten=flatten, **hyper)
+        return rules()[name](params, flatten=flatten, engine=engine, **hyper)
     entry = FROM_TORCH[name]
     params = _listed(params)
     hyper = entry.fixed | entry.defaults | hyper
-    if entry.fused and _can_fuse(params):
+    if entry.fused and engine != "exact" and _can_fuse(params):
         hyper["fused"] = True
     optimizer = _FLAT[entry.kind](params, **hyper)
     if flatten:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optim.engine.chunks import Layer, TensorView
 from optim.engine.engine import Engine, EngineName, chosen
+from optim.engine.exact import ExactEngine
 from optim.engine.layers import StepLayers
 from optim.engine.shards import LayerShard, Reduce, as_dtensor, local, shard_of, whole_or_part
 from optim.engine.stage import Function, compute_dtype, stages_of
@@ -33,9 +34,9 @@ class Rule(FlatOptimizer):
       vectors with one float64 number per layer: layer states are written, everything else they return becomes
       a number `h.…` of the stages that follow.
 
-    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten`
-    (parameters and gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is
-    `h.adapt`.
+    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled", or "exact": sums
+    that are the same bits however layers are cut) and `flatten` (parameters and gradients move into flat
+    buffers, see `flat`). A group's `adapt` (default True) is `h.adapt`.
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
@@ -147,7 +148,8 @@ class Rule(FlatOptimizer):
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind)
+        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
+        return ExactEngine(rounds) if kind == "exact" else Engine(rounds, kind)
 
     def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state before the first step: zeros, in the order of memory of the parameter."""

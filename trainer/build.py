@@ -17,6 +17,7 @@ from torch import nn
 
 import optim
 from data_echo import EchoLoader, Preparer, Schedule
+from optim.engine.chunks import EngineName
 from optim.flat import FlatOptimizer
 from trainer.compute import activation_checkpointing, autotune, initial_weights
 from trainer.compute.batch_norm import BatchNorms
@@ -24,7 +25,7 @@ from trainer.compute.execution import Execution, cores_per_worker, keep_freed_me
 from trainer.compute.forward_backward import ForwardBackward
 from trainer.compute.precision import LossScale
 from trainer.compute.weight_averaging import RunningAverage
-from trainer.distributed.fully_sharded import FullySharded
+from trainer.distributed.fully_sharded import ExactlySharded, FullySharded
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
 from trainer.plan.plan import Plan, echo_schedule
@@ -163,8 +164,9 @@ def _optimizer(
         no_adapt=section.no_adapt,
         lr_multipliers=section.lr_multipliers,
     )
+    engine: EngineName = "exact" if recipe.run.reduction == "exact" else "auto"
     hyper = {**section.hyper, "lr": plan.peak_lr}
-    optimizer = optim.build(section.name, grouping.groups, flatten=flatten, **hyper)
+    optimizer = optim.build(section.name, grouping.groups, flatten=flatten, engine=engine, **hyper)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     return optimizer, [name_of[p] for group in optimizer.param_groups for p in group["params"]]
 
@@ -172,9 +174,12 @@ def _optimizer(
 def _reduction(
     plan: Plan, group: WorkerGroup, model: nn.Module, optimizer: FlatOptimizer, statistics: int
 ) -> Reduction:
+    is_exact = plan.recipe.run.reduction == "exact"
+    if _is_spread(plan.recipe, group) and is_exact:
+        return ExactlySharded(group, model, statistics, plan.most_micro_batches)
     if _is_spread(plan.recipe, group):
         return FullySharded(group, model, statistics)
-    if plan.recipe.run.reduction == "exact":
+    if is_exact:
         return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, statistics)
 

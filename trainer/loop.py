@@ -118,8 +118,7 @@ def _accumulate(training: Training, micro_batches: int) -> Exception | None:
     try:
         for chunk in chunks:
             examples = compute.load(chunk)
-            if chunk is chunks[-1]:
-                reduction.expect_last()
+            reduction.begin_pass(chunk is chunks[-1])
             try:
                 reduction.add(compute.backward(chunk, examples, execution))
             except Exception as error:
@@ -134,6 +133,7 @@ def _accumulate(training: Training, micro_batches: int) -> Exception | None:
         failure = _told(error)
     for _ in range(training.passes(micro_batches) - done if reduction.is_spread else 0):
         chunk, examples = compute.spare(training.progress.position)
+        reduction.begin_pass(False)
         compute.backward(chunk, examples, execution, weight=0.0)
     return failure
 

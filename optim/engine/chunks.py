@@ -24,7 +24,7 @@ SMALL = 2**17
 TABLE_ROWS = 16
 """Rows from which a call of compiled code is worth its overhead."""
 
-EngineName = Literal["auto", "tensor", "rows", "compiled"]
+EngineName = Literal["auto", "tensor", "rows", "compiled", "exact"]
 Arrays = dict[str, Tensor]
 
 

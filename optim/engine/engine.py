@@ -21,7 +21,7 @@ COMPILED_FROM = 2**24
 
 def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
     """What "auto" means for these parameters, and "compiled" where there is no compiler."""
-    if name in ("tensor", "rows"):
+    if name in ("tensor", "rows", "exact"):
         return name
     if name == "auto" and sum(p.numel() for p in parameters) < COMPILED_FROM:
         return "rows"
@@ -50,27 +50,32 @@ class Engine:
         h = self.layout.numbers
         h.found.clear()
         for number, (stage, layerwise) in enumerate(self._rounds):
-            sums = self._sweep(stage, h)
-            if self._reduce is not None:
-                self._complete(self._reduce, number, sums)
+            sums = self._complete(number, self._sweep(stage, h))
             if layerwise is not None:
                 _run_layerwise(layerwise, dict(zip(stage.sums, sums, strict=True)), h)
         self.layout.release()
 
-    def _complete(self, reduce: Reduce, number: int, sums: Tensor) -> None:
-        """Complete what a round has found here of layers that are spread over workers."""
+    def _marginals(self, number: int) -> list[tuple[int, str, Tensor]]:
+        """What a round has found here of rows or columns that are spread over workers: layer, name, array."""
+        if self._rounds[number][0].joins is None:
+            return []
+        later = (after.takes for after, _ in self._rounds[number + 1 :] if after.is_of_lines)
+        return self.layout.marginals(next(later, ()))
+
+    def _complete(self, number: int, sums: Tensor) -> Tensor:
+        """Complete what a round has found here of layers that are spread over workers; its sums."""
         stage, _ = self._rounds[number]
-        marginals: list[Tensor] = []
-        if stage.joins is not None:
-            later = (after.takes for after, _ in self._rounds[number + 1 :] if after.is_of_lines)
-            marginals = self.layout.marginals(next(later, ()))
+        if self._reduce is None:
+            return sums
+        marginals = [array for _, _, array in self._marginals(number)]
         if stage.joins == "max":
-            complete(reduce, "max", marginals)
+            complete(self._reduce, "max", marginals)
             marginals = []
         own = [sums[:, self.layout.cut]] if stage.sums else []
-        complete(reduce, "sum", [*own, *marginals])
+        complete(self._reduce, "sum", [*own, *marginals])
         if own:
             sums[:, self.layout.cut] = own[0]
+        return sums
 
     def _sweep(self, stage: Stage, h: LayerScalars) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""

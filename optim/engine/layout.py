@@ -79,13 +79,13 @@ class Layout:
         self._engine_of_numbers = "rows" if any(views) and self._engine == "compiled" else self._engine
         gathers = self._engine != "tensor" and flat is None
 
-        def alone(place: int) -> int:  # after those side by side in buffers: 1, and 2 where nothing lies here
+        def alone(place: int) -> bool:  # after those that lie side by side in buffers
             layer = layers[place]
             small = gathers and views[place] is None and is_small(layer, self._engine_of_numbers)
-            return 0 if (small or flat) and layer.parameter.numel() else 1 + (not layer.parameter.numel())
+            return not ((small or flat) and layer.parameter.numel())
 
         order = sorted(range(len(layers)), key=alone)
-        together = sum(alone(place) == 0 for place in order)
+        together = sum(not alone(place) for place in order)
         self.cut = torch.tensor(
             [order.index(place) for place, layer in enumerate(layers) if layer.shard is not None],
             dtype=torch.int64,
@@ -136,21 +136,21 @@ class Layout:
                 crossing = {name for name, shape in whole.scratch.items() if shard.crosses(shape)}
                 self._crossing[number] = {name: lines[name] for name in crossing}
 
-    def marginals(self, names: Sequence[str]) -> list[Tensor]:
-        """Of these arrays those that join numbers of several workers, in the order of the parameters: 0 where
-        nothing of the layer lies here.
+    def marginals(self, names: Sequence[str]) -> list[tuple[int, str, Tensor]]:
+        """Of these arrays those that join numbers of several workers, each with the number of its layer and
+        its name, in the order of the parameters: 0 where nothing of the layer lies here.
         """
         found = [
-            (self.layers[number], held[name])
+            (number, name, held[name])
             for number in self.cut.tolist()
             if (held := self._crossing.get(number)) is not None
             for name in names
             if name in held
         ]
-        for layer, array in found:
-            if not layer.parameter.numel():
+        for number, _, array in found:
+            if not self.layers[number].parameter.numel():
                 array.zero_()
-        return [array for _, array in found]
+        return found
 
     def _view_of(self, chunk: Chunk) -> tuple[Chunk, torch.Size, tuple[int, ...], int]:
         """Which part of its layer's gradient a chunk has: size, strides, and how far behind the beginning."""

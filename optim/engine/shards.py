@@ -167,10 +167,10 @@ def _over(group: Any) -> Reduce:
 
 
 def complete(reduce: Reduce, how: str, vectors: Sequence[Tensor]) -> None:
-    """Complete arrays in place, as one float64 vector, if there are any."""
+    """Complete arrays in place, as one vector of float64 or of integers, if there are any."""
     if not vectors:
         return
-    joined = torch.cat([x.reshape(-1).double() for x in vectors])
+    joined = torch.cat([(x.double() if x.is_floating_point() else x).reshape(-1) for x in vectors])
     reduce(joined, how)
     for x, whole in zip(vectors, joined.split([x.numel() for x in vectors]), strict=True):
         x.copy_(whole.view(x.shape))

@@ -84,14 +84,14 @@ def shard(shape, rank, workers):
     return LayerShard(torch.Size(shape), *(min(r * size, shape[0]) * inner for r in (rank, rank + 1)))
 
 
-def in_parts(name, options, workers, history, engine, flatten=False):
+def in_parts(name, options, workers, history, engine, flatten=False, dtype=torch.float64):
     """Train parts of layers; the whole layers at the end, the rounds, and the optimizers."""
     start, gradients, rates = history
     threads, optimizers = Workers(workers), [None] * workers
 
     def train(rank):
         shards = [shard(a.shape, rank, workers) for a in start]
-        mine = cases.tensors([a[s.rows] for a, s in zip(start, shards, strict=True)])
+        mine = cases.tensors([a[s.rows] for a, s in zip(start, shards, strict=True)], dtype)
         optimizer = optimizers[rank] = cases.built(name, mine, engine, flatten, **options)
         optimizer.shards = dict(zip(mine, shards, strict=True))
         optimizer.reduce = threads.reduce(rank)
@@ -100,10 +100,6 @@ def in_parts(name, options, workers, history, engine, flatten=False):
 
     parts = threads.run(train)
     return [np.concatenate(each) for each in zip(*parts, strict=True)], threads.rounds, optimizers
-
-
-def flatten_too(name):
-    return [("tensor", False), ("rows", False), ("rows", True)]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -117,6 +113,29 @@ def test_parts_of_layers_move_as_whole_layers_do(name, options, workers):
             np.testing.assert_allclose(part, p.detach().numpy(), rtol=1e-10, atol=1e-12)
         expected = ROUNDS[name] + (["sum"] if "max_grad_norm" in options else [])
         assert rounds == 20 * expected
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@each_setting
+def test_the_exact_engine_moves_parts_bitwise_as_whole_layers(name, options, workers):
+    history = cases.history([*SHAPES, (2100, 7)], steps=10)
+    start, *rest = history
+    whole = cases.train(cases.built(name, cases.tensors(start, torch.float32), "exact", **options), *rest)
+    reference = cases.train(
+        cases.built(name, cases.tensors(start, torch.float32), "tensor", **options), *rest
+    )
+    parts, _, _ = in_parts(name, options, workers, history, "exact", dtype=torch.float32)
+    for p, part, q in zip(whole, parts, reference, strict=True):
+        assert part.tobytes() == p.detach().numpy().tobytes()
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_exact_sums_of_what_is_not_finite_are_not_finite():
+    p = cases.tensors([np.ones((4, 3))], torch.float32)[0]
+    p.grad = torch.full_like(p, torch.inf)
+    optimizer = optim.LARS([p], engine="exact")
+    optimizer.step()
+    assert not p.isfinite().any()
 
 
 @pytest.mark.slow

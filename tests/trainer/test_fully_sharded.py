@@ -54,6 +54,35 @@ def test_the_first_40_steps_are_those_of_one_worker(process_group: ProcessGroup,
         assert_same_run(group, alone)
 
 
+EXACT = {
+    **{f"{name}": {"optimizer": {"name": name, "lr": 0.01}} for name in ("lars", "novograd", "amos", "lion")},
+    "lamb, K=7, clipped": {"batch": {"size": 70}, "train": {"clip_norm": 0.5}},
+    "adafactor": {"optimizer": {"name": "adafactor", "lr": 0.01}},
+    "sm3, K=4": {"optimizer": {"name": "sm3", "lr": 0.05, "momentum": 0.9}, "batch": {"size": 40}},
+    "adamw, averaged": CASES["adamw, clipped, averaged"],
+    "lamb, fp16, losses that overflow at first": {
+        "task": {"use": "tests.trainer.reproducibility:NoisyTask", "with": {"gain": 500.0}},
+        "train": {"precision": "fp16", "clip_norm": 200.0},
+    },
+}
+
+
+def exact(parallel: object, **changes: dict) -> Recipe:
+    return recipe(**changes, run={"reduction": "exact", "device": "cpu", "parallel": parallel})
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_runs_are_bitwise_those_of_one_worker(process_group: ProcessGroup, name: str):
+    alone = process_group.run(1, trace, exact("ddp", **EXACT[name]))[0]
+    for workers, parallel in ((2, "fsdp"), (3, BLOCKS), (2, "ddp")):
+        group = process_group.run(workers, trace, exact(parallel, **EXACT[name]))
+        assert {j: ids for one in group for j, ids in one.served.items()} == alone.served
+        for one in group:
+            assert one.losses == alone.losses
+            np.testing.assert_array_equal(one.norms, alone.norms)  # one that overflowed is not a number
+        assert group[0].bits() == alone.bits()
+
+
 def test_a_run_goes_on_under_another_mode_and_number_of_workers(process_group: ProcessGroup, tmp_path: Path):
     changes = CASES["adamw, clipped, averaged"]
     alone = process_group.run(1, trace, fast("ddp", **changes), None, STEPS)[0]

@@ -167,7 +167,6 @@ def test_files_that_cannot_be_read(tmp_path, content):
         ("run.parallel={fsdp: {unit: a}}", "run.parallel.fsdp.unit: is an unknown key"),
         ("run={parallel: fsdp, compile: true}", "run.compile: is true, and parallel is fsdp"),
         ("run={parallel: fsdp, channels_last: true}", "run.channels_last: is true, and parallel is fsdp"),
-        ("run={parallel: fsdp, reduction: exact}", "run.reduction: is exact, and parallel is fsdp"),
         ("train.average=ema", 'train.average: is "ema"; give a section, one of ema, swa'),
         ("train.average={kind: em}", "train.average.kind: is em; did you mean ema?"),
         (

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from optim.engine.fixed_point import numbers, square_sum
+from trainer.distributed.fixed_point import FixedPointSum
 from trainer.distributed.group import WorkerGroup
 
 
@@ -61,7 +64,7 @@ class FullySharded:
         """A step starts: nothing is summed yet."""
         self.statistics.zero_()
 
-    def expect_last(self) -> None:
+    def begin_pass(self, is_last: bool) -> None:
         """Each pass sends its gradients, whether it is the last or not."""
 
     def add(self, statistics: Tensor) -> None:
@@ -103,6 +106,68 @@ class FullySharded:
             return value
         whole = value.full_tensor().detach()
         return whole.cpu() if self.group.rank == 0 else None
+
+
+class ExactlySharded(FullySharded):
+    """As `FullySharded`, with gradients, statistics and norms summed in integers: the bits of one worker.
+
+    Args:
+        micro_batches: the most of a step.
+    """
+
+    def __init__(self, group: WorkerGroup, model: nn.Module, statistics: int, micro_batches: int):
+        super().__init__(group, model, statistics)
+        self.sums = FixedPointSum(statistics, micro_batches, group.device)
+        self.micro_batches, self.scatters = micro_batches, list[_IntegerScatter]()
+
+    def wrap(self, units: Sequence[str], averages: Sequence[nn.Module]) -> None:
+        super().wrap(units, averages)
+        for module in _units(self.model):
+            self.scatters.append(_IntegerScatter(self.micro_batches))
+            module.set_custom_reduce_scatter(self.scatters[-1])
+
+    def begin(self) -> None:
+        self.sums.clear()
+        for scatter in self.scatters:
+            scatter.total = None
+
+    def begin_pass(self, is_last: bool) -> None:
+        for p in self.trained:
+            p.grad = None  # each pass leaves the sum of all so far
+
+    def add(self, statistics: Tensor) -> None:
+        self.sums.add(statistics)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        squares = self.group.all_reduce(square_sum(self.gradients()))
+        return self.sums.over(self.group), numbers(squares).view(1)
+
+
+class _IntegerScatter:
+    """Sums a unit's gradients over workers and passes in fixed point, in place of FSDP2's own way."""
+
+    def __init__(self, summands: int):
+        self.summands = summands
+        self.total: Tensor | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for what is scattered, and for what comes back."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        """Put into the output what lies here of the sum of all inputs so far."""
+        workers = input_tensor.numel() // output_tensor.numel()
+        whole = FixedPointSum(input_tensor.numel(), self.summands, input_tensor.device)
+        whole.add(input_tensor)
+        parts = whole.total[:, :-1].view(len(whole.STEPS), workers, -1).transpose(0, 1)
+        misfits = whole.total[:, -1:].expand(workers, -1, -1)
+        sent = torch.cat([parts, misfits], 2)
+        mine = torch.empty_like(sent[0])
+        dist.reduce_scatter_tensor(mine.view(-1), sent.view(-1), group=group)
+        self.total = mine if self.total is None else self.total + mine
+        output_tensor.copy_(FixedPointSum.value(self.total))
 
 
 def scattered(value: Any, p: Any) -> Any:

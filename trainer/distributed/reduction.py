@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from optim.engine.fixed_point import numbers, square_sum
 from optim.flat import FlatBuffers, FlatOptimizer
 from trainer.distributed.fixed_point import FixedPointSum
 from trainer.distributed.group import WorkerGroup
@@ -39,8 +40,8 @@ class Reduction(Protocol):
     def begin(self) -> None:
         """A step starts: nothing is summed yet."""
 
-    def expect_last(self) -> None:
-        """The next backward pass is this worker's last of the step."""
+    def begin_pass(self, is_last: bool) -> None:
+        """A backward pass follows: this worker's last of the step, or not."""
 
     def add(self, statistics: Tensor) -> None:
         """A backward pass is done; its statistics (1-D, float64) join the sum."""
@@ -116,8 +117,8 @@ class FastReduction(Replicated):
             self.missing[bucket] += 1
         self.sent, self.last = [], False
 
-    def expect_last(self) -> None:
-        self.last = True
+    def begin_pass(self, is_last: bool) -> None:
+        self.last = is_last
 
     def add(self, statistics: Tensor) -> None:
         self.statistics += statistics
@@ -165,7 +166,7 @@ class ExactReduction(Replicated):
         for total in (*self.sums, self.statistics):
             total.clear()
 
-    def expect_last(self) -> None:
+    def begin_pass(self, is_last: bool) -> None:
         pass  # nothing travels before every micro-batch has been rounded
 
     def add(self, statistics: Tensor) -> None:
@@ -177,7 +178,7 @@ class ExactReduction(Replicated):
     def finish(self) -> tuple[Tensor, Tensor]:
         for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             buffer.copy_(total.over(self.group))
-        return self.statistics.over(self.group), self.squares()
+        return self.statistics.over(self.group), numbers(square_sum(self.gradients())).view(1)
 
 
 def _buckets(flat: FlatBuffers, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], dict[Tensor, int]]:

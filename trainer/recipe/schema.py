@@ -218,10 +218,6 @@ class RunSection(Section):
         for key, is_set in {"compile": self.compile, "channels_last": self.channels_last}.items():
             if self.fsdp is not None and is_set:
                 raise refuse("is true, and parallel is fsdp", right, key)
-        if self.fsdp is not None and self.reduction == "exact":
-            raise refuse(
-                "is exact, and parallel is fsdp", "let it be fast, or let parallel be ddp", "reduction"
-            )
         return self
 
     @model_validator(mode="after")
