@@ -110,3 +110,11 @@ def test_every_recipes_header_has_its_command_seconds_and_result_with_seeds(reci
     assert re.search(
         r"^# Measured: test .* \(seeds? .*\); \d+ s from the command to the end", header, re.MULTILINE
     )
+
+
+def test_a_step_over_parts_of_layers_sends_few_messages(benchmarks, capfd):
+    module("sharded").main(["--steps", "1"])
+    told = capfd.readouterr().out
+    assert "| lockstep LAMB | 1 |" in told
+    assert re.search(r"to be >= 5: met$", told, re.MULTILINE)
+    assert "| lamb | 526,336 of 1,052,672 |" in told

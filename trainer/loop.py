@@ -115,22 +115,19 @@ def _accumulate(training: Training, micro_batches: int) -> Exception | None:
     """
     compute, execution, reduction = training.forward_backward, training.execution, training.reduction
     chunks, done, failure = list(stacks(training.own_micro_batches(micro_batches), execution)), 0, None
+    in_pass = False
     try:
         for chunk in chunks:
             examples = compute.load(chunk)
             reduction.begin_pass(chunk is chunks[-1])
-            try:
-                reduction.add(compute.backward(chunk, examples, execution))
-            except Exception as error:
-                if reduction.is_spread:  # within a pass of all workers, who cannot go on without this one
-                    raise RunFailed(f"{_where(training)}: {_told(error)}", trace_of(error)) from error
-                raise
-            done += 1
-    except RunFailed:
-        raise
+            in_pass = True
+            reduction.add(compute.backward(chunk, examples, execution))
+            done, in_pass = done + 1, False
     except Exception as error:
-        reduction.add(torch.full_like(compute.statistics, torch.nan))
         failure = _told(error)
+        if in_pass and reduction.is_spread:  # a pass of all workers, who cannot go on without this one
+            raise RunFailed(f"{_where(training)}: {failure}", trace_of(error)) from error
+        reduction.add(torch.full_like(compute.statistics, torch.nan))
     for _ in range(training.passes(micro_batches) - done if reduction.is_spread else 0):
         chunk, examples = compute.spare(training.progress.position)
         reduction.begin_pass(False)
