@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 import optim.rules
 from optim.engine.chunks import EngineName
-from optim.engine.shards import LayerShard, local_parts
+from optim.engine.shards import LayerShard, local_parts, rows_of_worker
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
@@ -121,7 +121,7 @@ def state_bytes(
     wholes = [_on_meta(given) for given in params_or_shapes]
     if not wholes:
         return 0
-    params = [nn.Parameter(p[: -(-len(p) // workers)]) if p.dim() and workers > 1 else p for p in wholes]
+    params = [nn.Parameter(p[rows_of_worker(len(p), 0, workers)]) if p.dim() else p for p in wholes]
     if name not in rules():
         bytes_of = {dtype: _torchs_bytes(name, dtype, hyper) for dtype in {p.dtype for p in params}}
         return sum(p.numel() * bytes_of[p.dtype][0] + bytes_of[p.dtype][1] for p in params)

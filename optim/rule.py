@@ -230,7 +230,7 @@ class Rule(FlatOptimizer):
                 if isinstance(value, Tensor) and value.is_floating_point():
                     if shard is not None and name in shapes:
                         value = whole_or_part(value, p, shard, shapes[name])
-                    self.state[p][name] = value.to(p.device, compute_dtype(p), copy=True)
+                    self.state[p][name] = local(value).to(p.device, compute_dtype(p), copy=True)
         self._begin_anew()
 
     def __getstate__(self) -> dict[str, Any]:

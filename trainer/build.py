@@ -28,6 +28,7 @@ from trainer.compute.weight_averaging import RunningAverage
 from trainer.distributed.fully_sharded import ExactlySharded, FullySharded
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
+from trainer.distributed.sharded_state import ShardedOptimizer
 from trainer.plan.plan import Plan, echo_schedule
 from trainer.plan.schedules import LearningRate
 from trainer.recipe.schema import Recipe
@@ -57,7 +58,7 @@ def build(
     model, micro = _model(recipe, task, group, state), recipe.batch.micro
     norms = BatchNorms(model, group.device, micro // (recipe.batch.bn_group or micro))
     activation_checkpointing.checkpoint_activations(model, plan.checkpointed_blocks)
-    optimizer, names = _optimizer(recipe, plan, model, flatten=not _is_spread(recipe, group))
+    optimizer, names = _optimizer(recipe, plan, model, group)
     schedule = _schedule(plan, decisions)
     precision = recipe.train.precision
     forward_backward = ForwardBackward(
@@ -111,7 +112,7 @@ def _spread(training: Training) -> None:
     training.optimizer.zero_grad()
     units = activation_checkpointing.blocks(model, (fsdp and fsdp.units) or True)
     reduction.wrap(units, [] if training.average is None else [training.average.model])
-    training.optimizer, training.names = _optimizer(recipe, training.plan, model, flatten=False)
+    training.optimizer, training.names = _optimizer(recipe, training.plan, model, training.group)
 
 
 def _model(recipe: Recipe, task: Task, group: WorkerGroup, state: State | None) -> nn.Module:
@@ -155,8 +156,9 @@ def _schedule(plan: Plan, decisions: Decisions) -> Schedule:
 
 
 def _optimizer(
-    recipe: Recipe, plan: Plan, model: nn.Module, flatten: bool
-) -> tuple[FlatOptimizer, list[str]]:
+    recipe: Recipe, plan: Plan, model: nn.Module, group: WorkerGroup
+) -> tuple[FlatOptimizer | ShardedOptimizer, list[str]]:
+    """The optimizer, and the names of its parameters in its order."""
     section = recipe.optimizer
     grouping = optim.group_parameters(
         model,
@@ -166,13 +168,20 @@ def _optimizer(
     )
     engine: EngineName = "exact" if recipe.run.reduction == "exact" else "auto"
     hyper = {**section.hyper, "lr": plan.peak_lr}
-    optimizer = optim.build(section.name, grouping.groups, flatten=flatten, engine=engine, **hyper)
+    make = partial(optim.build, section.name, engine=engine, **hyper)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
-    return optimizer, [name_of[p] for group in optimizer.param_groups for p in group["params"]]
+    names = [name_of[p] for each in grouping.groups for p in each["params"]]
+    if recipe.run.shards_state and group.size > 1:
+        return ShardedOptimizer(grouping.groups, make, group), names
+    return make(grouping.groups, flatten=not _is_spread(recipe, group)), names
 
 
 def _reduction(
-    plan: Plan, group: WorkerGroup, model: nn.Module, optimizer: FlatOptimizer, statistics: int
+    plan: Plan,
+    group: WorkerGroup,
+    model: nn.Module,
+    optimizer: FlatOptimizer | ShardedOptimizer,
+    statistics: int,
 ) -> Reduction:
     is_exact = plan.recipe.run.reduction == "exact"
     if _is_spread(plan.recipe, group) and is_exact:

@@ -105,7 +105,7 @@ class Recorder:
         """
         progress = training.progress
         self.saved_at = time.monotonic()
-        if self.journal is None and not training.reduction.is_spread:
+        if self.journal is None and not training.reduction.saves_together:
             return
         if self.saved_step == progress.step or not training.is_finite():
             return

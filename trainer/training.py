@@ -20,6 +20,7 @@ from trainer.compute.weight_averaging import RunningAverage
 from trainer.distributed.fully_sharded import scattered
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import Reduction
+from trainer.distributed.sharded_state import ShardedOptimizer
 from trainer.errors import UserError
 from trainer.plan.plan import Plan
 from trainer.plan.schedules import LearningRate
@@ -46,7 +47,7 @@ class Training:
     plan: Plan
     group: WorkerGroup
     model: nn.Module
-    optimizer: FlatOptimizer
+    optimizer: FlatOptimizer | ShardedOptimizer
     names: list[str]  # of the parameters, in the optimizer's order
     norms: BatchNorms
     forward_backward: ForwardBackward
@@ -135,7 +136,7 @@ class Training:
         _load_by_name(self.optimizer, self.names, state["optimizer"])
 
 
-def _by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Any]:
+def _by_name(optimizer: FlatOptimizer | ShardedOptimizer, names: Sequence[str]) -> dict[str, Any]:
     state = optimizer.state_dict()
     return {
         "state": {names[index]: value for index, value in state["state"].items()},
@@ -143,7 +144,9 @@ def _by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str
     }
 
 
-def _load_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: dict[str, Any]) -> None:
+def _load_by_name(
+    optimizer: FlatOptimizer | ShardedOptimizer, names: Sequence[str], saved: dict[str, Any]
+) -> None:
     current = optimizer.state_dict()["param_groups"]
     if set(saved["state"]) - set(names) or len(saved["groups"]) != len(current):
         raise UserError(

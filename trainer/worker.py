@@ -149,7 +149,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             or step.stop_asked
             or _save_due(recipe.checkpoint.every, step, training, recorder)
         )
-        if training.group.broadcast(due) if training.reduction.is_spread else due:
+        if training.group.broadcast(due) if training.reduction.saves_together else due:
             recorder.save(training, metrics)
         if step.stop_asked and not training.finished:
             recorder.checkpoints.wait()

@@ -91,9 +91,14 @@ def shard_of(p: Any) -> LayerShard | None:
             "their first dimension, over one dimension of the mesh (fully_shard does so)"
         )
     workers, rank = p.device_mesh.size(cut[0]), p.device_mesh.get_local_rank(cut[0])
-    inner, size = math.prod(p.shape[1:]), -(-p.shape[0] // workers)
-    start, stop = (min(place * size, p.shape[0]) * inner for place in (rank, rank + 1))
-    return LayerShard(p.shape, start, stop, p.device_mesh.get_group(cut[0]))
+    rows, inner = rows_of_worker(p.shape[0], rank, workers), math.prod(p.shape[1:])
+    return LayerShard(p.shape, rows.start * inner, rows.stop * inner, p.device_mesh.get_group(cut[0]))
+
+
+def rows_of_worker(length: int, rank: int, workers: int) -> slice:
+    """The slices of a dimension that torch leaves a worker: equally many as far as they go."""
+    size = -(-length // workers)
+    return slice(min(rank * size, length), min((rank + 1) * size, length))
 
 
 def _is_plain_shard(placement: Any) -> bool:

@@ -4,12 +4,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests.trainer.process_group import ProcessGroup
-from tests.trainer.reproducibility import Trace, leg, recipe, trace
+from tests.trainer.reproducibility import NoisyTask, Trace, leg, recipe, trace
 from trainer.recipe.schema import Recipe
 
+
+class Scaled(NoisyTask):
+    """With a parameter of no dimension, and one of a single row."""
+
+    def model(self) -> nn.Module:
+        return ScaledModel(super().model())
+
+
+class ScaledModel(nn.Module):
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.gain, self.shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * self.inner(x) + self.shift
+
+
 BLOCKS = {"fsdp": {"units": ["0", "4"]}}
+STATE = {"ddp": {"shard_state": True}}
 CASES = {
     "lamb": {},
     "adafactor, K=7": {"optimizer": {"name": "adafactor", "lr": 0.01}, "batch": {"size": 70}},
@@ -49,7 +70,7 @@ def assert_same_run(group: list[Trace], alone: Trace) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_first_40_steps_are_those_of_one_worker(process_group: ProcessGroup, name: str):
     alone = process_group.run(1, trace, fast("ddp", **CASES[name]), None, STEPS)[0]
-    for workers, parallel in ((2, "fsdp"), (3, BLOCKS)):
+    for workers, parallel in ((2, "fsdp"), (3, BLOCKS), (2, STATE), (3, STATE)):
         group = process_group.run(workers, trace, fast(parallel, **CASES[name]), None, STEPS)
         assert_same_run(group, alone)
 
@@ -74,13 +95,27 @@ def exact(parallel: object, **changes: dict) -> Recipe:
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_runs_are_bitwise_those_of_one_worker(process_group: ProcessGroup, name: str):
     alone = process_group.run(1, trace, exact("ddp", **EXACT[name]))[0]
-    for workers, parallel in ((2, "fsdp"), (3, BLOCKS), (2, "ddp")):
+    for workers, parallel in ((2, "fsdp"), (3, BLOCKS), (2, STATE), (3, STATE)):
         group = process_group.run(workers, trace, exact(parallel, **EXACT[name]))
         assert {j: ids for one in group for j, ids in one.served.items()} == alone.served
         for one in group:
             assert one.losses == alone.losses
             np.testing.assert_array_equal(one.norms, alone.norms)  # one that overflowed is not a number
         assert group[0].bits() == alone.bits()
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_parameters_without_rows_are_everybodys_where_state_is_spread(
+    process_group: ProcessGroup, tmp_path: Path, name: str
+):
+    changes = {
+        "task": {"use": "tests.trainer.test_fully_sharded:Scaled"},
+        "optimizer": {"name": name, "lr": 0.01},
+    }
+    alone = process_group.run(1, trace, exact("ddp", **changes))[0]
+    for until in (4, 16):
+        members = process_group.run(2, leg, exact(STATE, **changes), str(tmp_path), until)
+    assert members[0].bits() == alone.bits()
 
 
 def test_a_run_goes_on_under_another_mode_and_number_of_workers(process_group: ProcessGroup, tmp_path: Path):
@@ -91,6 +126,7 @@ def test_a_run_goes_on_under_another_mode_and_number_of_workers(process_group: P
         (2, "fsdp", 8),
         (3, BLOCKS, 16),
         (1, "fsdp", 24),
+        (2, STATE, 28),
         (2, "ddp", 32),
         (3, "fsdp", 40),
     ):

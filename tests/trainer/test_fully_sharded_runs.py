@@ -13,8 +13,10 @@ from tests.trainer.test_worker import BrokenTask, kinds, order
 from trainer.recipe.schema import Recipe
 from trainer.worker import run_worker
 
+STATE = {"ddp": {"shard_state": True}}
 
-def chosen(parallel: str, workers: int, **train: object) -> Recipe:
+
+def chosen(parallel: object, workers: int, **train: object) -> Recipe:
     run = {"parallel": parallel, "workers": workers, "reduction": "fast", "device": "cpu"}
     return recipe(
         batch={"size": 70},
@@ -32,12 +34,12 @@ def chosen(parallel: str, workers: int, **train: object) -> Recipe:
 def test_a_run_evaluates_averages_saves_and_exports_as_one_worker_does(
     process_group: ProcessGroup, tmp_path: Path
 ):
-    for name in ("alone", "of 2", "of 3"):
+    for name in ("alone", "0", "1", "2"):
         (tmp_path / name).mkdir()
     [alone] = process_group.run(1, run_worker, order(tmp_path / "alone", chosen("ddp", 1)))
-    for workers in (2, 3):
-        folder = tmp_path / f"of {workers}"
-        outcomes = process_group.run(workers, run_worker, order(folder, chosen("fsdp", workers)))
+    for number, (workers, parallel) in enumerate(((2, "fsdp"), (3, "fsdp"), (2, STATE))):
+        folder = tmp_path / str(number)
+        outcomes = process_group.run(workers, run_worker, order(folder, chosen(parallel, workers)))
         assert {outcome.status for outcome in outcomes} == {"FINISHED"}
         assert outcomes[0].metrics.keys() == alone.metrics.keys()
         for name, value in alone.metrics.items():

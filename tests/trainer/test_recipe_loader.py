@@ -165,6 +165,8 @@ def test_files_that_cannot_be_read(tmp_path, content):
         ),
         ("run.parallel=zero", "run.parallel: is \"zero\"; it should be 'ddp' or 'fsdp'"),
         ("run.parallel={fsdp: {unit: a}}", "run.parallel.fsdp.unit: is an unknown key"),
+        ("run.parallel={}", "run.parallel: gives none of ddp and fsdp; give one of them"),
+        ("run.parallel={ddp: {}, fsdp: {}}", "run.parallel: gives ddp and fsdp; give one of them"),
         ("run={parallel: fsdp, compile: true}", "run.compile: is true, and parallel is fsdp"),
         ("run={parallel: fsdp, channels_last: true}", "run.channels_last: is true, and parallel is fsdp"),
         ("train.average=ema", 'train.average: is "ema"; give a section, one of ema, swa'),

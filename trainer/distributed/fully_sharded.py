@@ -27,7 +27,7 @@ class FullySharded:
         statistics: the length of the vector that is summed with the gradients.
     """
 
-    is_spread = True
+    is_spread = saves_together = True
 
     def __init__(self, group: WorkerGroup, model: nn.Module, statistics: int):
         self.group, self.model = group, model
@@ -98,14 +98,7 @@ class FullySharded:
 
     def gathered(self, value: Any) -> Any:
         """A state with its tensors whole, on rank 0; all workers take part."""
-        if isinstance(value, dict):
-            return {key: self.gathered(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.gathered(item) for item in value)
-        if not hasattr(value, "full_tensor"):
-            return value
-        whole = value.full_tensor().detach()
-        return whole.cpu() if self.group.rank == 0 else None
+        return gathered(value, self.group)
 
 
 class ExactlySharded(FullySharded):
@@ -168,6 +161,18 @@ class _IntegerScatter:
         dist.reduce_scatter_tensor(mine.view(-1), sent.view(-1), group=group)
         self.total = mine if self.total is None else self.total + mine
         output_tensor.copy_(FixedPointSum.value(self.total))
+
+
+def gathered(value: Any, group: WorkerGroup) -> Any:
+    """A state with its tensors whole, on rank 0; all workers take part."""
+    if isinstance(value, dict):
+        return {key: gathered(item, group) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(item, group) for item in value)
+    if not hasattr(value, "full_tensor"):
+        return value
+    whole = value.full_tensor().detach()
+    return whole.cpu() if group.rank == 0 else None
 
 
 def scattered(value: Any, p: Any) -> Any:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from optim.engine.fixed_point import numbers, square_sum
 from optim.flat import FlatBuffers, FlatOptimizer
 from trainer.distributed.fixed_point import FixedPointSum
+from trainer.distributed.fully_sharded import gathered
 from trainer.distributed.group import WorkerGroup
+from trainer.distributed.sharded_state import ShardedOptimizer
 
 FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
 BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
@@ -33,6 +35,9 @@ class Reduction(Protocol):
     """Whether each worker holds a part of the model. Then every pass, checkpoint and evaluation is one of all
     workers together.
     """
+
+    saves_together: bool
+    """Whether each worker holds a part of what a checkpoint does."""
 
     def gradients(self) -> list[Tensor]:
         """The gradients that lie here, to be changed in place."""
@@ -68,8 +73,9 @@ class Replicated:
 
     is_spread = False
 
-    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer):
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer | ShardedOptimizer):
         self.group, self.optimizer = group, optimizer
+        self.saves_together = isinstance(optimizer, ShardedOptimizer)
 
     def gradients(self) -> list[Tensor]:
         return self.optimizer.flat.gradients
@@ -85,7 +91,7 @@ class Replicated:
         return nullcontext()
 
     def gathered(self, value: Any) -> Any:
-        return value
+        return gathered(value, self.group) if self.saves_together else value
 
 
 class FastReduction(Replicated):
@@ -93,9 +99,9 @@ class FastReduction(Replicated):
     filled them.
     """
 
-    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int):
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer | ShardedOptimizer, statistics: int):
         super().__init__(group, optimizer)
-        self.parameters = [p for members in optimizer.param_groups for p in members["params"]]
+        self.parameters = optimizer.flat.held
         self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
         self.flat: FlatBuffers | None = None  # those that the buckets are slices of
         self.buckets: list[Tensor] = []
@@ -156,7 +162,13 @@ class ExactReduction(Replicated):
     `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
     """
 
-    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int, micro_batches: int):
+    def __init__(
+        self,
+        group: WorkerGroup,
+        optimizer: FlatOptimizer | ShardedOptimizer,
+        statistics: int,
+        micro_batches: int,
+    ):
         super().__init__(group, optimizer)
         buffers = optimizer.flat.gradients
         self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
@@ -181,7 +193,7 @@ class ExactReduction(Replicated):
         return self.statistics.over(self.group), numbers(square_sum(self.gradients())).view(1)
 
 
-def _buckets(flat: FlatBuffers, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], dict[Tensor, int]]:
+def _buckets(flat: FlatBuffers, parameters: Sequence[Tensor]) -> tuple[list[Tensor], dict[Tensor, int]]:
     """Slices of the gradient buffers in the order in which a backward pass fills them, and each parameter's
     bucket.
     """

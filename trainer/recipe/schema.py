@@ -167,10 +167,27 @@ class FsdpSection(Section):
     )
 
 
-class FullySharded(Section):
-    """A model that is spread over the workers, with options."""
+class DdpSection(Section):
+    """Each worker holds the whole model."""
 
-    fsdp: FsdpSection = Field(description="how the model is spread")
+    shard_state: bool = Field(
+        default=False,
+        description="each worker keeps the optimizer's state of its rows of every layer (ZeRO 1)",
+    )
+
+
+class Parallel(Section):
+    """How the model is spread over the workers, with options: one of the two."""
+
+    ddp: DdpSection | None = Field(default=None, description="each worker holds the whole model")
+    fsdp: FsdpSection | None = Field(default=None, description="each worker holds its rows of every layer")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Parallel":
+        if (self.ddp is None) == (self.fsdp is None):
+            wrong = "gives none of ddp and fsdp" if self.ddp is None else "gives ddp and fsdp"
+            raise refuse(wrong, "give one of them", "")
+        return self
 
 
 class RunSection(Section):
@@ -178,10 +195,10 @@ class RunSection(Section):
 
     workers: Few = Field(default=1, description="workers that each batch is divided among")
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
-    parallel: Literal["ddp", "fsdp"] | FullySharded = Field(
+    parallel: Literal["ddp", "fsdp"] | Parallel = Field(
         default="ddp",
-        description="ddp: each worker holds the whole model; fsdp: its part of every layer, with options "
-        "{fsdp: {…}}",
+        description="ddp: each worker holds the whole model; fsdp: its rows of every layer; {ddp: {…}} or "
+        "{fsdp: {…}} with options",
     )
     stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
     reduction: Literal["fast", "exact"] = Field(
@@ -208,9 +225,16 @@ class RunSection(Section):
     @property
     def fsdp(self) -> FsdpSection | None:
         """How the model is spread over the workers; None where each holds the whole."""
-        if isinstance(self.parallel, FullySharded):
+        if isinstance(self.parallel, Parallel):
             return self.parallel.fsdp
         return FsdpSection() if self.parallel == "fsdp" else None
+
+    @property
+    def shards_state(self) -> bool:
+        """Whether whole models share the optimizer's state among them."""
+        return isinstance(self.parallel, Parallel) and bool(
+            self.parallel.ddp and self.parallel.ddp.shard_state
+        )
 
     @model_validator(mode="after")
     def _spreads_what_it_can(self) -> "RunSection":
