@@ -96,8 +96,8 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[Section], tuple[str, 
     for part in loc:
         if isinstance(part, int):
             key.append(str(part))
-        elif names in SECTIONS and part == SECTIONS[names].__name__:
-            continue  # the section of "a word or a section"
+        elif names in SECTIONS and part.strip("]").endswith(SECTIONS[names].__name__):
+            continue  # the section of "a word or a section", perhaps with its validators
         elif names in SECTIONS and part.startswith("literal["):
             break  # the word of it
         elif names in SECTIONS:
