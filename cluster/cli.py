@@ -133,12 +133,20 @@ def resume(
     profile: int,
     address: str | None,
 ) -> None:
-    """Resume a run, by its name or its folder, with the recipe and the overrides that it began with."""
+    """Resume a run or a sweep, by its name or its folder, with what it began with."""
     from trainer.run_folder import layout
 
     folder = layout.named(directory, run)
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"lockstep resume {layout.relative_to_cwd(folder)}")
+    if layout.is_sweep(folder):
+        from cluster.experiments import command
+
+        if accept or profile:
+            raise click.UsageError("--accept and --profile are for runs, and this is a sweep")
+        stored = str(folder / layout.SWEEP)
+        command.sweep(stored, overrides, local=local, address=address, resume=True, folder=folder)
+        return
     recipe = str(folder / layout.RECIPE)
     _train(recipe, overrides, local, address, profile, resume=True, accept=accept, folder=folder)
 
@@ -166,6 +174,32 @@ def _train(
     if local:
         return driver.train(planned, local_launcher.in_process, console, chosen)
     return driver.train(planned, ray_launcher.on(address), console, chosen, keep_noise=True)
+
+
+@command
+@click.argument("sweep", metavar="SWEEP")
+@overrides
+@local
+@click.option("--resume", is_flag=True, help="Go on with the newest sweep of this name.")
+@click.option("--extend", is_flag=True, help="The same, with more batches, arms or seeds than it had.")
+@click.option("--dry-run", is_flag=True, help="Say what would be tried, and at most how much that is.")
+@cluster_address
+def sweep(
+    sweep: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    resume: bool,
+    extend: bool,
+    dry_run: bool,
+    address: str | None,
+) -> None:
+    """Try a recipe at many batches and rates: which is best at each, and what does it take."""
+    from cluster.experiments import command
+
+    click.echo(f"lockstep sweep {sweep}")
+    command.sweep(
+        sweep, overrides, local=local, address=address, resume=resume, extend=extend, dry_run=dry_run
+    )
 
 
 @command
@@ -232,13 +266,15 @@ def optimizers(name: str | None) -> None:
 
 
 @command
-def schema() -> None:
+@click.option("--sweep", is_flag=True, help="That of a sweep's file.")
+def schema(sweep: bool) -> None:
     """Print the recipe's JSON Schema, for editors."""
     import json
 
     from trainer.recipe.schema import Recipe
+    from trainer.recipe.sweep import Sweep
 
-    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    click.echo(json.dumps((Sweep if sweep else Recipe).model_json_schema(), indent=2))
 
 
 @command

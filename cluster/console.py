@@ -105,6 +105,10 @@ class Console:
                 self._show_evaluation(line)
             case "rewind" if line["step"]:
                 self._note(f"resuming from step {line['step']:,}")
+            case "restart":
+                self._note(f"the workers start again: {line['reason']}")
+            case "resized":
+                self._note(f"workers: {line['workers']} from here on; {line['reason']}")
             case "execution":
                 self._note(f"execution: {line['reason']}")
             case "decision":

@@ -142,7 +142,7 @@ def train(
     with ExitStack() as stack:
         interruption = stack.enter_context(interruptible())
         stack.enter_context(layout.locked(folder))
-        (folder / layout.STOP).unlink(missing_ok=True)
+        layout.forget_requests(folder)
         stack.enter_context(mirror.mirroring(recipe.checkpoint.mirror, folder, console))
         with naming(folder):
             (folder / layout.RECIPE).write_text(loader.dump(recipe))
@@ -260,7 +260,7 @@ def _ended(folder: Path, journal: Journal, interruption: Interruption, resume_co
     if told is None:  # the workers could not write it
         outcome.write(journal)
     outcome = told or outcome
-    (folder / layout.STOP).unlink(missing_ok=True)
+    layout.forget_requests(folder)
     if outcome.status == "KILLED":
         reason = f"{outcome.reason}; {how_to_go_on(folder, resume_command)}"
         first = interruption.first

@@ -55,7 +55,7 @@ def _measured(recipe: Recipe, inputs: "Inputs", split: str, weights: Path) -> di
     model = task.model()
     initial_weights.put(weights, model)
     preparer = InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
-    evaluation = Evaluation(task, split, inputs.examples[split], recipe.batch.micro, preparer, group)
+    evaluation = Evaluation(task, split, inputs.examples[split], recipe.evaluation_micro, preparer, group)
     return evaluation.measure(model.to(group.device))
 
 

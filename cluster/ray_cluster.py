@@ -25,6 +25,7 @@ from cluster.package import CLUSTER_BYTES, in_job, packed
 from trainer.errors import RunFailed
 
 NEEDED = ("gcs_server", "raylet")  # the processes without which a cluster is lost
+WORKERS_PER_CORE = 2  # that a machine can carry
 FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
 NODE_S = 30.0  # until Ray's own way of waiting for its node takes over
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
@@ -60,7 +61,8 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
         os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         _make_importable(Path.cwd())
         settings = context.recipe.run
-        cpus = settings.workers + settings.pool.max  # logical: all of ours find a place
+        most = max(settings.fewest_workers, WORKERS_PER_CORE * (os.cpu_count() or 1))
+        cpus = min(most, settings.most_workers) + settings.pool.max  # logical: all of ours find a place
         with context.phase("Ray"), _lean(), _told_why():
             _start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(files))
         is_up = True

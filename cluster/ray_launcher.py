@@ -6,13 +6,12 @@ import time
 from functools import partial
 
 from cluster.driver import LaunchContext, Launcher
-from cluster.ray_cluster import connected, lost_process
+from cluster.ray_cluster import WORKERS_PER_CORE, connected, lost_process
 from cluster.reach import refuse_silent_cluster
 from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 
-WORKERS_PER_CORE = 2
 CALM = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,15 +41,14 @@ def refuse_what_does_not_fit(recipe: Recipe) -> None:
     """Refuse more workers than this machine can carry."""
     import torch
 
-    gpus = torch.cuda.device_count() if recipe.run.device != "cpu" else 0
-    cores = os.cpu_count() or 1
+    gpus, cores = torch.cuda.device_count() if recipe.run.device != "cpu" else 0, os.cpu_count() or 1
     most = gpus or WORKERS_PER_CORE * cores
     has = f"{gpus} GPUs" if gpus else f"{cores} cores, for at most {WORKERS_PER_CORE} workers each"
     if recipe.run.device == "cuda" and not gpus:
         raise UserError("run.device: is cuda, and this machine has no GPU; give auto or cpu")
-    if recipe.run.workers > most:
+    if recipe.run.fewest_workers > most:
         raise UserError(
-            f"run.workers: is {recipe.run.workers}, and this machine has {has}; "
+            f"run.workers: is {recipe.run.fewest_workers}, and this machine has {has}; "
             f"give {most} or less, or the --address of a larger cluster"
         )
 
@@ -60,12 +58,13 @@ def launch(context: LaunchContext, address: str | None) -> None:
     os.environ.update(CALM)
     with connected(context, address):
         began_at = time.time()
-        with context.console.waiting(f"starting {context.recipe.run.workers} workers"):
+        with context.console.waiting("starting the workers"):
             train_on_ray(context, began_at, is_ours=address is None)
 
 
 def train_on_ray(context: LaunchContext, began_at: float, is_ours: bool) -> None:
     """Train one run on a cluster that is connected; others may follow on it."""
+    from cluster.ray_places import Places
     from cluster.ray_workers import WorkerActors, resources_of_each
     from data_echo.prepare.ray_pool import Growth, start_pool
 
@@ -74,7 +73,9 @@ def train_on_ray(context: LaunchContext, began_at: float, is_ours: bool) -> None
     meeting = context.folder / layout.RAY
     shutil.rmtree(meeting, ignore_errors=True)
     meeting.mkdir()
-    group = WorkerActors(run.workers, resources_of_each(run.device), run.pool.min, context.console.say)
+    resources, say = resources_of_each(run.device), context.console.say
+    places = Places(run.fewest_workers, run.most_workers, resources, run.pool.min, say)
+    group = WorkerActors(places, lost_process)
     try:
         pool = [
             actor
@@ -84,13 +85,14 @@ def train_on_ray(context: LaunchContext, began_at: float, is_ours: bool) -> None
                 recipe.seed,
                 1,
                 skip_bad=skip_bad,
-                scheduling_strategy=group.placed(run.workers + number),
+                scheduling_strategy=places.pool_strategy(number),
             )
         ]
         growth = Growth(f"pool of {context.folder.name}", run.pool.max, make_task, recipe.seed, skip_bad)
         preparing = (pool, growth if run.pool.max > run.pool.min else None)
-        group.train(context.spec, preparing, began_at, is_ours, lost_process)
+        group.train(context.spec, preparing, began_at, is_ours)
     finally:
         if lost_process() is None:
             group.close()
+            places.close()
         shutil.rmtree(meeting, ignore_errors=True)

@@ -24,6 +24,7 @@ _HOMES = {
     "PrepareRequest": "prepare.preparer",
     "Preparer": "prepare.preparer",
     "InlinePreparer": "prepare.preparer",
+    "KeptPreparer": "prepare.kept",
     "ProcessPreparer": "prepare.processes",
     "FactorController": "echo_controller",
     "EchoLoader": "loader",

@@ -104,6 +104,11 @@ class Draw:
         self._origin = (seed, stage, pass_number, index, echo)
         self._draws: Draws | None = None
 
+    @property
+    def was_used(self) -> bool:
+        """Whether anything was drawn."""
+        return self._draws is not None
+
     def uniform(self, *shape: int) -> Any:
         """float32 in [0, 1)."""
         return self._one().uniform(*shape)[0]

@@ -17,7 +17,7 @@ HOMES = {  # where each foreign library may be imported
     "ray": {"cluster/*.py", "data_echo/prepare/ray_pool.py"},
     "mlflow": {"trainer/tracking/*.py"},
     "deepspeed": set(),
-    "optuna": set(),
+    "optuna": {"cluster/experiments/tpe.py"},
     "yaml": {"trainer/recipe/loader.py"},
     "pydantic": {"trainer/recipe/*.py"},
     "pyarrow": {"data_echo/sources/parquet.py"},

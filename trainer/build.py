@@ -47,9 +47,10 @@ def build(
     preparer: Preparer,
     state: State | None = None,
     decisions: Decisions = NONE_TAKEN,
+    execution: Execution | None = None,
 ) -> Training:
     """A worker ready for its first step, or for the one after `state` was saved (by any number of workers).
-    `decisions` are those that the run took before.
+    `decisions` are those that the run took before, `execution` one that was found for this model and batch.
     """
     if group.device.type == "cpu":
         keep_freed_memory()
@@ -60,7 +61,6 @@ def build(
     activation_checkpointing.checkpoint_activations(model, plan.checkpointed_blocks)
     optimizer, names = _optimizer(recipe, plan, model, group)
     schedule = _schedule(plan, decisions)
-    precision = recipe.train.precision
     forward_backward = ForwardBackward(
         task,
         model,
@@ -69,8 +69,8 @@ def build(
         position=progress.position,
         seed=recipe.seed,
         device=group.device,
-        precision=precision,
-        scale=LossScale(**state["scale"]) if state else LossScale.of(precision, micro),
+        precision=recipe.train.precision,
+        scale=LossScale(**state["scale"]) if state else LossScale.of(recipe.train.precision, micro),
     )
     training = Training(
         plan=plan,
@@ -87,7 +87,7 @@ def build(
         decisions=decisions,
     )
     training.average = _average(training, state)
-    training.execute(_execution(training, state))
+    training.execute(execution or _execution(training, state))
     _spread(training)
     if state is not None:
         training.load_optimizer(state)
@@ -246,7 +246,7 @@ def _tried(training: Training) -> Execution:
                 training.own_micro_batches(micro_batches),
                 gradients,
                 most=stack_limit(group.device, batch.micro) if run.stack == "auto" else run.stack,
-                threads=cores_per_worker(run.workers),
+                threads=cores_per_worker(group.size),
                 compiled=run.compile,
             )
     return group.broadcast(choice)

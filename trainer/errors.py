@@ -40,6 +40,10 @@ class RunStopped(Exception):  # noqa: N818
     """A run that somebody asked to stop, after the checkpoint that it goes on from; marked KILLED."""
 
 
+class RunPaused(Exception):  # noqa: N818
+    """A run that is to go on at once from its last checkpoint, with other workers."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a recipe. `file` and `line` are None where no file is behind it."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.compute.profiling import profiled
 from trainer.distributed.group import WorkerGroup
+from trainer.distributed.pulse import Pulse
 from trainer.errors import RunFailed
 from trainer.loop import Step
 from trainer.plan.provenance import Provenance
@@ -37,6 +38,7 @@ class Recorder:
         section: which checkpoints are kept.
         provenance: of code and data, kept with each checkpoint.
         profile: steps to profile; 0: none.
+        pulse: moves with all that is written, for those who watch this worker.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Recorder:
         group: WorkerGroup,
         provenance: Provenance,
         profile: int = 0,
+        pulse: Pulse | None = None,
     ):
         self.folder, self.group, self.provenance, self.profile = folder, group, provenance, profile
         self.checkpoints = Checkpoints(folder / layout.CHECKPOINTS, section.keep, section.best)
@@ -53,9 +56,11 @@ class Recorder:
         self.began_at = next((line["time"] for line in journals.read(folder)), time.time())
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.looked_at = 0.0
+        self.pulse = pulse or Pulse()
 
     def write(self, kind: str, **fields: Any) -> None:
         """A line in the journal."""
+        self.pulse.moved()
         if self.journal is not None:
             self.journal.write(kind, **fields)
 
@@ -76,19 +81,26 @@ class Recorder:
         return (None if newest is None else read(newest)), decisions
 
     def stop_asked(self) -> bool:
-        """Whether somebody asked for a stop, by a file in the run's folder; looked for now and then."""
+        """Whether somebody asked for a stop, or waits to join, by a file in the run's folder; looked for now
+        and then.
+        """
         now = time.monotonic()
         if self.journal is None or now - self.looked_at < LOOK_INTERVAL_S:
             return False
         self.looked_at = now
-        return (self.folder / layout.STOP).exists()
+        return (self.folder / layout.STOP).exists() or (self.folder / layout.REGROUP).exists()
 
-    def stop_reason(self) -> str:
-        """Why the run is to stop, as who asked for it has written it down."""
+    def stop_reason(self) -> str | None:
+        """Why the run is to stop, as who asked for it has written it down; None where it is only to start
+        again with more workers. Called by all of them.
+        """
+        reason: str | None = "interrupted"
         try:
-            return (self.folder / layout.STOP).read_text()
+            reason = (self.folder / layout.STOP).read_text()
         except OSError:
-            return "interrupted"
+            if (self.folder / layout.REGROUP).exists():
+                reason = None
+        return self.group.broadcast(reason)
 
     def decide(self, position: int, what: str, value: Any) -> None:
         """Journal a decision that holds from a position of the data on; it is on the disk when this

@@ -18,7 +18,8 @@ from trainer.adaptive.threads import ThreadRevision
 from trainer.build import build
 from trainer.compute.evaluation import Evaluation
 from trainer.distributed.group import WorkerGroup
-from trainer.errors import RunFailed, RunStopped, UserError, trace_of
+from trainer.distributed.pulse import Pulse
+from trainer.errors import RunFailed, RunPaused, RunStopped, UserError, trace_of
 from trainer.loop import NotFinite, Step, steps
 from trainer.plan.plan import Plan
 from trainer.plan.provenance import Provenance
@@ -26,7 +27,7 @@ from trainer.plan.rehearsal import unknown_metrics
 from trainer.recipe.durations import Interval, SavingInterval
 from trainer.recorder import Recorder
 from trainer.run_folder.decisions import RATE_FACTOR, STOP
-from trainer.run_folder.outcome import Outcome
+from trainer.run_folder.outcome import PAUSED, Outcome
 from trainer.task import Task
 from trainer.task_calls import checked
 from trainer.training import Training
@@ -43,23 +44,25 @@ class RunSpec:
     profile: int = 0  # steps to profile; 0: none
 
 
-def run_worker(spec: RunSpec, preparer: Preparer | None = None) -> Outcome:
+def run_worker(spec: RunSpec, preparer: Preparer | None = None, pulse: Pulse | None = None) -> Outcome:
     """Train as one worker of the group this process belongs to; all workers return the same outcome.
 
     Resumes from the newest whole checkpoint in the run's folder, if there is one. Without a `preparer` the
     examples are prepared in line. A run that stops itself (RunFailed) returns a FAILED outcome: trying again
-    would stop it again.
+    would stop it again. Those who watch this worker ask its `pulse`.
     """
     recipe = spec.plan.recipe
     group = WorkerGroup.join(recipe.run.device)
     task = checked(spec.make_task())
     own = preparer or InlinePreparer(task, recipe.seed, skip_bad=recipe.task.skip_bad > 0)
-    recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile)
+    recorder = Recorder(Path(spec.folder), recipe.checkpoint, group, spec.provenance, spec.profile, pulse)
     try:
         metrics = _train(spec.plan, group, task, own, recorder)
         return recorder.end(Outcome("FINISHED", metrics=metrics))
     except (RunFailed, UserError) as error:
         return recorder.end(Outcome("FAILED", str(error), trace=trace_of(error)))
+    except RunPaused:
+        return Outcome(PAUSED)
     except RunStopped as stop:
         return recorder.end(Outcome("KILLED", str(stop)))
     except KeyboardInterrupt:
@@ -78,8 +81,9 @@ def _train(
     metrics.
     """
     recipe = plan.recipe
+    block, moved = recipe.evaluation_micro, recorder.pulse.moved
     validation, test = (
-        Evaluation(task, split, plan.examples[split], recipe.batch.micro, preparer, group)
+        Evaluation(task, split, plan.examples[split], block, preparer, group, moved)
         for split in ("validation", "test")
     )
     skipped = SkippedExamples(recipe.task.skip_bad, preparer, group, recorder.write)
@@ -132,6 +136,7 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             recorder.write("execution", step=step.step, **asdict(execution))
         counters = training.loader.counters()
         recorder.write("step", **_step_fields(training, step, counters))
+        recorder.pulse.stepped(step.step, step.total_s)
         skipped.after_step()
         if factor is not None:
             factor.after_step(step.step, step.batch, step.busy_s, progress.position, counters)
@@ -153,7 +158,8 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             recorder.save(training, metrics)
         if step.stop_asked and not training.finished:
             recorder.checkpoints.wait()
-            raise RunStopped(recorder.stop_reason())
+            reason = recorder.stop_reason()
+            raise RunPaused if reason is None else RunStopped(reason)
         if stop:
             recorder.write("stop", step=step.step, examples=step.examples, reason=stop)
             break

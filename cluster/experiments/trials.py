@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import UserError
+from trainer.recipe.train import Target
 from trainer.run_folder import journal, layout
 
 Axes = tuple[tuple[str, Any], ...]  # further recipe keys of a sweep with the values of one cell
@@ -62,15 +63,6 @@ class Trial:
         own = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
         own["curve"] = tuple((step, value) for step, value in line["curve"])
         return cls(cell=Cell(line["arm"], line["batch"], tuple(line["axes"].items())), **own)
-
-
-@dataclass(frozen=True)
-class Target:
-    """The validation metric that a trial trains to."""
-
-    metric: str
-    at_most: float | None = None
-    at_least: float | None = None
 
 
 @dataclass

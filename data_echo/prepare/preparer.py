@@ -42,25 +42,32 @@ class PrepareRequest:
 
 @dataclass(frozen=True)
 class PreparedResult:
-    """A request's arrays, the seconds of work, and the errors of examples that were replaced by others."""
+    """A request's arrays, the seconds of work, the errors of examples that were replaced by others, and
+    whether any random number was drawn.
+    """
 
     arrays: PreparedArrays
     seconds: float
     skipped: list[ExampleError]
+    drew: bool
 
 
 @dataclass
 class PrepareStats:
-    """Totals of a preparer: examples, seconds of work, and the bad examples, by split and index."""
+    """Totals of a preparer: examples, seconds of work, whether random numbers were drawn, and the bad
+    examples, by split and index.
+    """
 
     examples: int = 0
     work_s: float = 0.0
+    drew: bool = False
     skipped: dict[tuple[str, int], ExampleError] = field(default_factory=dict)
 
     def count(self, result: PreparedResult) -> PreparedArrays:
         """Add a request's result; returns its arrays."""
         self.examples += len(next(iter(result.arrays.values())))
         self.work_s += result.seconds
+        self.drew |= result.drew
         self.skipped |= {(error.split, error.index): error for error in result.skipped}
         return result.arrays
 
@@ -127,7 +134,8 @@ class PrepareWorker:
             [each.example for each in prepared], lambda place: _named(source, prepared[place].number)
         )
         skipped = [error for each in prepared for error in each.skipped]
-        return PreparedResult(arrays, time.perf_counter() - started, skipped)
+        drew = self._seeds_generators or any(each.drew for each in prepared)
+        return PreparedResult(arrays, time.perf_counter() - started, skipped, drew)
 
     def _prepared(self, split: str, pass_number: int, index: int) -> _Prepared:
         """An example, or the next good one that replaces it."""
@@ -138,7 +146,8 @@ class PrepareWorker:
                 generators.seed(self._seed, "prepare", pass_number, candidate)
             try:
                 draw = Draw(self._seed, "prepare", pass_number, candidate)
-                return _Prepared(candidate, task.prepare(source[candidate], draw), skipped)
+                example = task.prepare(source[candidate], draw)
+                return _Prepared(candidate, example, skipped, draw.was_used)
             except Exception as error:
                 skipped.append(_example_error(split, source, candidate, error))
         raise skipped[-1]
@@ -173,11 +182,14 @@ class PrepareWorker:
 
 
 class _Prepared(NamedTuple):
-    """What an example became, its number in the source, and the errors of those that it replaces."""
+    """What an example became, its number in the source, the errors of those that it replaces, and whether it
+    drew.
+    """
 
     number: int
     example: Any
     skipped: list[ExampleError]
+    drew: bool
 
 
 def _places(request: PrepareRequest) -> Iterator[tuple[int, int]]:

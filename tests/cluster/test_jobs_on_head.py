@@ -1,15 +1,6 @@
 """Jobs on a real Ray head, which the tests start and stop; nobody gets in without the token."""
 
-import contextlib
-import os
 import re
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cluster.ray_cluster import LOOPBACK_ONLY
-from tests.cluster.commands import WAIT_S, Command, environment, journal, run, user_folder
-from tests.cluster.processes import descendants, remaining, until
+from tests.cluster.commands import WAIT_S, Command, journal, run, user_folder
+from tests.cluster.processes import until
+from tests.cluster.ray_nodes import free_ports, node, token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,47 +32,13 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Not pytest's own folder: Ray's sockets need a short path.
-    folder = Path(tempfile.mkdtemp(prefix="ls-head-", dir="/tmp"))
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    gcs, dashboard, agent, client = map(str, free_ports(4))  # Ray's own choices are the same for every head
-    options = ["--block", "--num-cpus", "4", "--temp-dir", str(folder / "ray"), "--port", gcs]
+    gcs, dashboard, client = map(str, free_ports(3))
+    options = ["--head", "--num-cpus", "4", "--port", gcs, "--ray-client-server-port", client]
     options += ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard]
-    options += ["--dashboard-agent-listen-port", agent, "--ray-client-server-port", client]
-    tools = Path(sys.executable).parent
-    process = subprocess.Popen(
-        [tools / "ray", "start", "--head", *options],
-        env=environment(
-            RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN_PATH=str(token),
-            RAY_USAGE_STATS_ENABLED="0",
-            PATH=f"{tools}:{os.environ['PATH']}",
-            **LOOPBACK_ONLY,
-        ),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     url = f"http://127.0.0.1:{dashboard}"
-    try:
+    with token() as file, node(file, *options):
         until(lambda: answer(f"{url}/api/version") == 401, WAIT_S)
-        yield Head(url, f"127.0.0.1:{gcs}", token)
-    finally:
-        family = descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        assert remaining(family) == []
-        shutil.rmtree(folder)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        yield Head(url, f"127.0.0.1:{gcs}", file)
 
 
 def answer(url: str) -> int | None:

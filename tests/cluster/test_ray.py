@@ -131,6 +131,16 @@ def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(folder, delay_s):
         assert journal(run_folder, "end"), "a run that has a folder is marked"
 
 
+@pytest.mark.parametrize("delay_s", [1.0, 2.0, 3.0, 4.0])
+def test_a_command_that_is_killed_while_it_starts_leaves_no_process(folder, delay_s):
+    command = Command("train", "tiny.yaml", *ENDLESS, cwd=folder)
+    time.sleep(delay_s)
+    family = command.family()
+    os.kill(command.process.pid, signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
+    assert remaining(family, patience_s=60.0) == []
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.0, 1.5, 2.0])
 def test_a_worker_that_dies_while_it_starts_is_replaced(folder, delay_s):
     command = Command("train", "tiny.yaml", cwd=folder)

@@ -28,6 +28,8 @@ GOOD = {
     "start": {"name": "a", "workers": 2},
     "accepted": {"changes": ["a"]},
     "rewind": {"step": 0},
+    "restart": {"reason": "a", "trace": "b"},
+    "resized": {"workers": 2, "reason": "a"},
     "step": {
         "step": 1,
         "examples": 8,

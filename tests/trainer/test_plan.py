@@ -241,6 +241,12 @@ def test_the_lines_say_everything_on_one_screen():
     assert len({line.index("  ") <= 14 for line in lines}) == 1
 
 
+def test_a_number_of_workers_that_may_change_is_shown_with_the_share_of_the_busiest_of_the_most():
+    plan = planned(recipe("run.workers={min: 1, max: 3}"), Points())
+    (line,) = [line for line in report.lines(plan) if line.startswith("workers")]
+    assert "1 to 3 of at most 8; the busiest of 3 computes 42% of each step" in line
+
+
 def test_a_long_run_is_planned_at_once():
     """A billion examples: nothing may walk step by step. The bound is a thousandth of what walking takes."""
     started = time.process_time()

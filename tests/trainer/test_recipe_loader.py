@@ -150,6 +150,11 @@ def test_files_that_cannot_be_read(tmp_path, content):
             "run.workers: is 9, and a step has 8 micro-batches from 8 lanes; the largest that works is 8",
         ),
         ("run.workers=two", 'run.workers: is "two"; it should be a valid integer'),
+        ("run.workers={min: 3, max: 2}", "run.workers.max: is 2, less than min 3; give 3 or more"),
+        ("run.workers={min: 0, max: 2}", "run.workers.min: is 0; it should be greater than 0"),
+        ("run.workers={min: 1}", "run.workers.max: is missing; give the most workers at a time"),
+        ("run.workers={most: 2, max: 2}", "run.workers.most: is an unknown key"),
+        ("run.workers={max: 9}", "run.workers: is 9, and a step has 8 micro-batches from 8 lanes"),
         ("run.stack=0", "run.stack: is 0; it should be 'auto', or greater than 0"),
         ("run.pool={min: 3, max: 2}", "run.pool.max: is 2, less than min 3; give 3 or more"),
         (

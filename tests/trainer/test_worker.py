@@ -13,7 +13,7 @@ from tests.trainer.plans import spec
 from tests.trainer.process_group import ProcessGroup
 from tests.trainer.reproducibility import NoisyTask, recipe
 from trainer.errors import UserError
-from trainer.run_folder import journal
+from trainer.run_folder import journal, layout
 from trainer.worker import Outcome, RunSpec, run_worker
 
 SHORT = recipe(train={"epochs": 2})
@@ -46,6 +46,25 @@ def order(folder: Path, chosen=SHORT, make_task=NoisyTask) -> RunSpec:
 
 def kinds(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in journal.read(folder) if line["kind"] == kind]
+
+
+def test_a_run_that_others_wait_to_join_saves_and_goes_on_as_if_nothing_had_been(tmp_path: Path):
+    (together := tmp_path / "together").mkdir()
+    (together / layout.REGROUP).touch()
+    assert run_worker(order(together)).status == "PAUSED"
+    assert [line["step"] for line in kinds(together, "checkpoint")] == [1]
+    assert kinds(together, "end") == []
+    (together / layout.REGROUP).unlink()
+    (alone := tmp_path / "alone").mkdir()
+    assert run_worker(order(together)) == run_worker(order(alone))
+    weights = [(folder / layout.MODEL).read_bytes() for folder in (together, alone)]
+    assert weights[0] == weights[1]
+
+
+def test_who_wants_the_end_is_heard_before_those_who_want_to_join(tmp_path: Path):
+    (tmp_path / layout.REGROUP).touch()
+    (tmp_path / layout.STOP).write_text("enough")
+    assert run_worker(order(tmp_path)) == Outcome("KILLED", "enough")
 
 
 def test_a_finished_run_leaves_journal_checkpoint_and_model(tmp_path: Path):

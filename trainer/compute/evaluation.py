@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,11 +22,22 @@ KEPT_BYTES = 256 << 20  # prepared examples kept per worker from one evaluation 
 class Evaluation:
     """One split's examples, cut in blocks that belong to the workers in turn. Blocks do not depend on how
     many workers there are, and their sums are added without rounding, so results are the same bits too.
+
+    Args:
+        moved: told of each block that is done.
     """
 
     def __init__(
-        self, task: Task, split: str, examples: int, block: int, preparer: Preparer, group: WorkerGroup
+        self,
+        task: Task,
+        split: str,
+        examples: int,
+        block: int,
+        preparer: Preparer,
+        group: WorkerGroup,
+        moved: Callable[[], None] = lambda: None,
     ):
+        self.moved = moved
         self.task, self.split, self.preparer, self.group = task, split, preparer, group
         self.blocks = -(-examples // block)
         self.mine = [
@@ -46,6 +57,7 @@ class Evaluation:
                 batch = {key: torch.tensor(value, device=self.group.device) for key, value in block.items()}
                 for name, (total, count) in self._metrics(model, batch).items():
                     sums.setdefault(name, []).append(self._pair(total, count))
+                self.moved()
         model.train(was_training)
         return self._means(sums)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from trainer.errors import with_advice
 from trainer.plan.schedules import BatchStages, LearningRate
 from trainer.recipe.durations import LARGEST, Duration
+from trainer.recipe.parallel import FsdpSection
 from trainer.recipe.schedule import ExponentialDecay, StepDecay
-from trainer.recipe.schema import Contradiction, FsdpSection, Recipe, least_capacity
+from trainer.recipe.schema import Contradiction, Recipe, least_capacity
 from trainer.recipe.train import StochasticAverage
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ PROBED_EXAMPLES = 2  # that are prepared; the micro-batch is filled with them
 def rows(plan: Plan, task: Task) -> list[tuple[str, str]]:
     """The estimate for the screen: question and answer."""
     told = [("each worker", _memory(plan, task)), ("disk", _disk(plan))]
-    if plan.recipe.run.workers > 1:
+    if plan.recipe.run.most_workers > 1:
         others = [mode for mode in MODES if mode != _mode(plan)]
         told[1:1] = [(f"with parallel: {mode}", _held(plan, mode)[1]) for mode in others]
     return told
@@ -38,7 +38,7 @@ def _mode(plan: Plan) -> str:
 
 def _held(plan: Plan, parallel: str) -> tuple[int, str]:
     """Bytes that a worker holds of weights, gradients and state, and the same in words."""
-    is_spread = parallel == "fsdp" and plan.recipe.run.workers > 1
+    is_spread = parallel == "fsdp" and plan.recipe.run.most_workers > 1
     weights = 4 * (plan.part_numbers if is_spread else plan.parameters)
     state = plan.state_bytes if parallel == "ddp" else plan.part_state_bytes
     known = f"{in_bytes(weights)} weights + {in_bytes(weights)} gradients + {in_bytes(state)} state"

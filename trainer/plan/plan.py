@@ -60,11 +60,11 @@ class Plan:
 
     def busiest_worker(self, batch_size: int | None = None) -> float:
         """The part of a step of `batch_size` examples (default: `batch.size`) that its busiest worker
-        computes, in the mean over steps.
+        computes, in the mean over steps; with the most workers that the run may have.
         """
         batch = self.recipe.batch
         micro_batches = (batch_size or batch.size) // batch.micro
-        return busiest_worker(micro_batches, batch.lanes, self.recipe.run.workers)
+        return busiest_worker(micro_batches, batch.lanes, self.recipe.run.most_workers)
 
 
 def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
@@ -85,7 +85,7 @@ def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
     refuse([recipe.problem(*contradiction) for contradiction in contradictions])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps, served = stages.steps(total)
-    workers = recipe.run.workers
+    workers = recipe.run.fewest_workers
     return Plan(
         recipe=recipe,
         examples=examples,

@@ -30,9 +30,12 @@ def _model(plan: Plan) -> list[Row]:
 
 
 def _batch(plan: Plan) -> list[Row]:
-    batch, workers = plan.recipe.batch, plan.recipe.run.workers
+    batch, run = plan.recipe.batch, plan.recipe.run
+    is_fixed = run.fewest_workers == run.most_workers
+    workers = f"{run.most_workers}" if is_fixed else f"{run.fewest_workers} to {run.most_workers}"
+    of_them = "the busiest" if is_fixed else f"the busiest of {run.most_workers}"
     parts = f"{plan.micro_batches} micro-batches of {batch.micro} from {batch.lanes} lanes"
-    busiest = "" if batch.growth else f"; the busiest computes {plan.busiest_worker():.0%} of each step"
+    busiest = "" if batch.growth else f"; {of_them} computes {plan.busiest_worker():.0%} of each step"
     rows = [
         ("batch", f"{batch.size:,} = {parts}"),
         ("workers", f"{workers} of at most {plan.largest_workers}{busiest}"),

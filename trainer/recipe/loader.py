@@ -14,20 +14,22 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from trainer.errors import Problem, RecipeError, UserError
 from trainer.recipe import hyperparameters, messages
-from trainer.recipe.durations import SavingInterval
-from trainer.recipe.schema import CONTRADICTIONS, SECTIONS, Contradiction, Recipe
+from trainer.recipe.durations import SavingInterval, Section
+from trainer.recipe.schema import CONTRADICTIONS, SECTIONS, Contradiction, Recipe, sections
 
 Place = tuple[str, int | None]  # file, line
+Checked = TypeVar("Checked", bound=Section)
 OVERRIDE = "--set"  # the file of what the command line sets
 MOST_CHARACTERS = 2**17
 MOST_VALUES = 5000
@@ -45,16 +47,18 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake.
         UserError: the file cannot be read.
     """
+    return parse(text_of(path, "a recipe"), str(path), overrides)
+
+
+def text_of(path: str | Path, what: str) -> str:
+    """The text of a YAML file that is to be `what`. UserError where it cannot be read."""
     try:
-        text = _text(Path(path).expanduser())
+        return _text(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
         cause = getattr(error, "strerror", None) or (
             "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         )
-        raise UserError(
-            f"{path}: cannot be read ({cause}); give the path of a recipe, a YAML file"
-        ) from error
-    return parse(text, str(path), overrides)
+        raise UserError(f"{path}: cannot be read ({cause}); give the path of {what}, a YAML file") from error
 
 
 def _text(path: Path) -> str:
@@ -70,23 +74,28 @@ def _text(path: Path) -> str:
 
 def parse(text: str, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `text`; `file` is the name that messages give it. RecipeError has every mistake."""
-    draft = _Draft.of(text, file)
+    draft = Draft.of(text, file)
     for override in overrides:
         draft.override(override)
     return draft.recipe()
 
 
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML, every default written out; `parse` gives the same recipe back."""
-    values = recipe.model_dump(mode="json")
+def of_values(values: dict[str, Any], name: str) -> Recipe:
+    """The recipe of plain values that no file holds; `name` is what messages call them."""
+    return Draft(values, {"": (name, None)}).recipe()
+
+
+def dump(section: Section) -> str:
+    """A recipe (or a sweep) as YAML, every default written out; reading it gives the same one back."""
+    values = section.model_dump(mode="json")
     return yaml.dump(
         values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
     )
 
 
 @dataclass
-class _Draft:
-    """What the YAML says, not yet a recipe: plain values, where each key stands, the problems met so far."""
+class Draft:
+    """What the YAML says, not yet checked: plain values, where each key stands, the problems met so far."""
 
     values: dict[str, Any]
     places: dict[str, Place]
@@ -94,7 +103,7 @@ class _Draft:
     values_read: int = 0
 
     @classmethod
-    def of(cls, text: str, file: str) -> "_Draft":
+    def of(cls, text: str, file: str) -> "Draft":
         draft = cls({}, {"": (file, 1)})
         node = _compose(text, file)
         if not isinstance(node, yaml.MappingNode):
@@ -170,16 +179,47 @@ class _Draft:
             self.note(hyperparameters.contradictions(section))
             given = {key: value for key, value in section.items() if key != "lr" or value is not None}
             self.values["optimizer"] = hyperparameters.published(section["name"]) | given
+        recipe = self.checked(Recipe, self.contradictions)
+        recipe.remember(self.places)
+        return recipe
+
+    def checked(self, model: type[Checked], contradictions: Callable[[], Iterator[Contradiction]]) -> Checked:
+        """The values as `model`; RecipeError with every problem, those of `contradictions` among them."""
         try:
-            recipe = Recipe.model_validate(self.values)
+            made = model.model_validate(self.values)
         except ValidationError as error:
-            self.note(messages.contradictions(error.errors()[:MOST_PROBLEMS]))
-        self.note(self.contradictions())
+            self.note(messages.contradictions(error.errors()[:MOST_PROBLEMS], dict(sections(model))))
+        self.note(contradictions())
         if self.problems:
             told = sorted(self.problems, key=lambda problem: problem.line or 0)[:MOST_PROBLEMS]
             raise RecipeError(told)
-        recipe.remember(self.places)
-        return recipe
+        return made
+
+    def lay_over(self, other: "Draft") -> None:
+        """Take over the sections of another draft: key by key, but another optimizer's section as a whole."""
+        for name, section in other.values.items():
+            mine = self.values.get(name)
+            is_whole = not (isinstance(mine, dict) and isinstance(section, dict))
+            is_whole = is_whole or (name == "optimizer" and "name" in section)
+            self.values[name] = deepcopy(section if is_whole else mine | section)
+        self.places |= {key: place for key, place in other.places.items() if key}
+
+    def copy(self) -> "Draft":
+        """Another draft that says the same."""
+        return Draft(deepcopy(self.values), dict(self.places), list(self.problems))
+
+    def part(self, key: str) -> "Draft":
+        """What the section at a key says, as a draft of its own."""
+        prefix = f"{key}."
+        places = {k.removeprefix(prefix): place for k, place in self.places.items() if k.startswith(prefix)}
+        return Draft(deepcopy(self.at(key)), {"": self.places.get(key, self.places[""])} | places)
+
+    def at(self, key: str) -> dict[str, Any]:
+        """The section at a key; an empty one where there is none."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
 
     def note(self, contradictions: Iterator[Contradiction] | list[Contradiction]) -> None:
         """Keep contradictions as problems, each at the place of its key or of the section that misses it."""
@@ -197,10 +237,10 @@ class _Draft:
         for check in CONTRADICTIONS:
             names = inspect.signature(check).parameters
             try:
-                sections = [SECTIONS[(name,)].model_validate(self.values.get(name, {})) for name in names]
+                valid = [SECTIONS[(name,)].model_validate(self.values.get(name, {})) for name in names]
             except ValidationError:
                 continue  # noted with the section itself
-            yield from check(*sections)
+            yield from check(*valid)
 
 
 def _join(key: str, name: object) -> str:

@@ -1,5 +1,8 @@
-"""docs/recipe.md, made from the recipe's models: `python -m trainer.recipe.reference > docs/recipe.md`."""
+"""docs/recipe.md and docs/sweep.md, from the models: `python -m trainer.recipe.reference > docs/recipe.md`
+and `python -m trainer.recipe.reference sweep > docs/sweep.md`.
+"""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +10,8 @@ from pydantic.fields import FieldInfo
 
 from trainer.recipe.durations import Duration, SavingInterval, Section
 from trainer.recipe.messages import plain
-from trainer.recipe.schema import SECTIONS
+from trainer.recipe.schema import SECTIONS, Sections, sections
+from trainer.recipe.sweep import Sweep
 
 UNITS = set(SavingInterval.UNITS)
 
@@ -36,18 +40,51 @@ This page is made from the models in `trainer/recipe/` by `python -m trainer.rec
 * `optimizer` also takes the hyperparameters of its rule, by the names in `docs/optimizers.md`.
 """
 
+OF_SWEEPS = """\
+# The sweep
+
+One YAML file says what a scaling experiment tries: `lockstep sweep SWEEP` runs it, `--dry-run` shows it.
+This page is made from the models in `trainer/recipe/` by `python -m trainer.recipe.reference sweep`;
+`lockstep schema --sweep` prints them as a JSON Schema for editors. [scaling](scaling.md) walks through one.
+
+* An arm is the recipe with some of its sections changed: key by key, but another optimizer's section as a
+  whole. `also` makes one more axis of each of the recipe's keys that it names, such as `echo.factor`.
+* At each batch a micro-batch has the most examples that divide the batch and are no more than the recipe's
+  own, and so has a group of batch norm within it; lanes stay; a group has as many of the recipe's workers
+  as the batch has work for. Evaluations keep the recipe's block, whatever the batch.
+* `carry` says what follows the batch from the recipe's own, r times as large: `beta1`, `beta2` and
+  `momentum` by `tokens` (to the power of r: the half-life in examples stays) or `steps`; `weight_decay` by
+  `linear` (times r), `sqrt` or `fixed`; `warmup` by `examples` or `steps`. What is not named stays.
+* The search sets the peak rate of each trial: `schedule.scale` takes no part.
+* A trial trains to the target, measured after 1, 2, 3 … steps and then at steps that grow by `growth`; the
+  steps to target are interpolated between the last two, in logarithms of steps. It is `stopped` after
+  `stop.after_best` times the steps of the best one (a lower bound), `diverged`, or `unreached` at the end of
+  its recipe. Validation chooses; the test split is measured for reported trials, once.
+* What is proposed depends on the completed rounds of its own search alone: not on clocks, and not on the
+  number of groups.
+"""
+
 
 def markdown() -> str:
-    """The whole page."""
+    """The page of the recipe."""
+    return _whole(INTRODUCTION, SECTIONS)
+
+
+def markdown_of_sweeps() -> str:
+    """The page of the sweep."""
+    return _whole(OF_SWEEPS, dict(sections(Sweep)))
+
+
+def _whole(introduction: str, known: Sections) -> str:
     pages = [
-        "\n".join(_page(loc, model)) for loc, model in SECTIONS.items() if set(model.model_fields) - UNITS
+        "\n".join(_page(loc, model, known)) for loc, model in known.items() if set(model.model_fields) - UNITS
     ]
-    return "\n".join([INTRODUCTION, *pages])
+    return "\n".join([introduction, *pages])
 
 
-def _page(loc: tuple[str, ...], model: type[Section]) -> Iterator[str]:
+def _page(loc: tuple[str, ...], model: type[Section], known: Sections) -> Iterator[str]:
     *parent, last = loc or ("Top level",)
-    is_shape = bool(parent) and tuple(parent) not in SECTIONS
+    is_shape = bool(parent) and tuple(parent) not in known
     yield f"## {'.'.join(parent)}, shape {last}\n" if is_shape else f"## {'.'.join([*parent, last])}\n"
     yield f"{' '.join((model.__doc__ or '').split())}\n"
     yield "| key | values | default | meaning |"
@@ -97,4 +134,4 @@ def _values(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(markdown_of_sweeps() if sys.argv[1:] == ["sweep"] else markdown(), end="")

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from trainer.errors import Problem, RecipeError
 from trainer.recipe.batch import BatchSection
@@ -30,9 +30,11 @@ from trainer.recipe.durations import (
     Text,
     refuse,
 )
+from trainer.recipe.parallel import FsdpSection, ModeOrSection, section_of
 from trainer.recipe.schedule import ScheduleSection
 from trainer.recipe.train import TrainSection
 
+NUMBER_OR_RANGE = ("(number)", "(range)")  # what pydantic calls the two forms of a key; no part of its name
 Contradiction = tuple[str, str, str]  # key, what is wrong, what would be right
 
 
@@ -142,6 +144,9 @@ class EvalSection(Section):
     """Validation during the run. The test split is used once, at its end."""
 
     every: Interval | None = Field(default=Interval(epochs=1), description="how often; null: only at the end")
+    micro: Count | None = Field(
+        default=None, description="examples per forward pass of an evaluation; null: `batch.micro`"
+    )
 
 
 class PoolSection(Section):
@@ -157,45 +162,32 @@ class PoolSection(Section):
         return self
 
 
-class FsdpSection(Section):
-    """Each worker holds its rows of every layer, of its gradient and of the optimizer's state (FSDP2)."""
+class WorkersSection(Section):
+    """A number of workers that follows what the cluster has room for."""
 
-    units: Names | None = Field(
-        default=None,
-        description="name patterns of the modules whose layers are gathered together for a pass; null: each "
-        "block of the model's repeated ones",
-    )
-
-
-class DdpSection(Section):
-    """Each worker holds the whole model."""
-
-    shard_state: bool = Field(
-        default=False,
-        description="each worker keeps the optimizer's state of its rows of every layer (ZeRO 1)",
-    )
-
-
-class Parallel(Section):
-    """How the model is spread over the workers, with options: one of the two."""
-
-    ddp: DdpSection | None = Field(default=None, description="each worker holds the whole model")
-    fsdp: FsdpSection | None = Field(default=None, description="each worker holds its rows of every layer")
+    min: Few = Field(default=1, description="fewest workers; without them the run waits")
+    max: Few = Field(description="most workers at a time")
 
     @model_validator(mode="after")
-    def _is_one(self) -> "Parallel":
-        if (self.ddp is None) == (self.fsdp is None):
-            wrong = "gives none of ddp and fsdp" if self.ddp is None else "gives ddp and fsdp"
-            raise refuse(wrong, "give one of them", "")
+    def _ordered(self) -> "WorkersSection":
+        if self.max < self.min:
+            raise refuse(f"is {self.max}, less than min {self.min}", f"give {self.min} or more", "max")
         return self
 
 
 class RunSection(Section):
     """Where and how the run is computed. Nothing here changes what is computed, but for its rounding."""
 
-    workers: Few = Field(default=1, description="workers that each batch is divided among")
+    workers: Annotated[
+        Annotated[Few, Tag(NUMBER_OR_RANGE[0])] | Annotated[WorkersSection, Tag(NUMBER_OR_RANGE[1])],
+        Discriminator(lambda value: NUMBER_OR_RANGE[isinstance(value, dict | Section)]),
+    ] = Field(
+        default=1,
+        description="workers that each batch is divided among; min and max: as many as there is room for, "
+        "fewer when some are lost, more when there is room again",
+    )
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
-    parallel: Literal["ddp", "fsdp"] | Parallel = Field(
+    parallel: ModeOrSection = Field(
         default="ddp",
         description="ddp: each worker holds the whole model; fsdp: its rows of every layer; {ddp: {…}} or "
         "{fsdp: {…}} with options",
@@ -218,23 +210,35 @@ class RunSection(Section):
         default=False,
         description="keep convolutions' weights and activations with their channels innermost in memory",
     )
+    hung_after_s: Positive = Field(
+        default=60.0,
+        description="seconds without a sign of life, or ten steps where those take longer, after which the "
+        "worker that holds the others up is replaced; thirty times as long outside of steps",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU for each worker where there are any"
     )
 
     @property
+    def fewest_workers(self) -> int:
+        """Without these the run waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """The run takes no more."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
     def fsdp(self) -> FsdpSection | None:
         """How the model is spread over the workers; None where each holds the whole."""
-        if isinstance(self.parallel, Parallel):
-            return self.parallel.fsdp
-        return FsdpSection() if self.parallel == "fsdp" else None
+        return section_of(self.parallel).fsdp
 
     @property
     def shards_state(self) -> bool:
         """Whether whole models share the optimizer's state among them."""
-        return isinstance(self.parallel, Parallel) and bool(
-            self.parallel.ddp and self.parallel.ddp.shard_state
-        )
+        ddp = section_of(self.parallel).ddp
+        return ddp is not None and ddp.shard_state
 
     @model_validator(mode="after")
     def _spreads_what_it_can(self) -> "RunSection":
@@ -301,6 +305,11 @@ class Recipe(Section):
         echo = self.echo.model_copy(update={"capacity": least_capacity(self.batch, self.echo)})
         return self.model_copy(update={"echo": echo})
 
+    @property
+    def evaluation_micro(self) -> int:
+        """Examples per forward pass of an evaluation."""
+        return self.eval.micro or self.batch.micro
+
     _places: dict[str, tuple[str, int | None]] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
@@ -335,9 +344,11 @@ def least_capacity(batch: BatchSection, echo: EchoSection) -> int:
 
 def workers_without_work(batch: BatchSection, run: RunSection) -> Iterator[Contradiction]:
     """A worker owns whole lanes and computes whole micro-batches, in every stage of the batch."""
-    if run.workers > batch.largest_workers:
+    if run.most_workers > batch.largest_workers:
         micro_batches = min(batch.sizes) // batch.micro
-        wrong = f"is {run.workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
+        wrong = (
+            f"is {run.most_workers}, and a step has {micro_batches} micro-batches from {batch.lanes} lanes"
+        )
         yield "run.workers", wrong, f"the largest that works is {batch.largest_workers}"
 
 
@@ -355,10 +366,11 @@ CONTRADICTIONS: tuple[Callable[..., Iterator[Contradiction]], ...] = (
 )
 
 
-def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+def sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """Every section in a model by where it stands."""
     if not (isinstance(annotation, type) and issubclass(annotation, Section)):
         for inner in get_args(annotation):
-            yield from _sections(inner, loc)
+            yield from sections(inner, loc)
         return
     shape = annotation.model_fields.get("shape") or annotation.model_fields.get("kind")
     shapes = get_args(shape.annotation) if shape else ()
@@ -366,10 +378,11 @@ def _sections(annotation: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         loc = (*loc, *shapes)
     yield loc, annotation
     for name, field in annotation.model_fields.items():
-        yield from _sections(field.annotation, (*loc, field.alias or name))
+        yield from sections(field.annotation, (*loc, field.alias or name))
 
 
-SECTIONS: dict[tuple[str, ...], type[Section]] = dict(_sections(Recipe))
+Sections = Mapping[tuple[str, ...], type[Section]]
+SECTIONS: Sections = dict(sections(Recipe))
 """Every section by where it stands; one per shape, such as ("schedule", "decay", "cosine")."""
 
 

@@ -55,9 +55,14 @@ class Target(Section):
             raise refuse("gives both at_least and at_most, or neither", "give one of them")
         return self
 
+    @property
+    def value(self) -> float:
+        """What the metric is to come to."""
+        return self.at_least if self.at_least is not None else (self.at_most or 0.0)
+
     def reached(self, value: float) -> bool:
         """Whether a value of the metric is good enough."""
-        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
+        return value >= self.value if self.at_least is not None else value <= self.value
 
 
 class Budget(Section):

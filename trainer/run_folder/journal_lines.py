@@ -40,6 +40,8 @@ FIELDS: dict[str, dict[str, Check]] = {
     "stage": {"name": _text, "seconds": _number},
     "accepted": {"changes": lambda value: isinstance(value, list) and all(map(_text, value))},
     "rewind": {"step": _count},
+    "restart": {"reason": _text},
+    "resized": {"workers": _count, "reason": _text},
     "step": {
         "step": _count,
         "examples": _count,

@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.errors import UserError
 
 RECIPE = "recipe.yaml"  # resolved, every default written out
+SWEEP = "sweep.yaml"  # of a sweep's folder instead: resolved, with its recipe
 PLAN = "plan.txt"
 JOURNAL = "journal.jsonl"
 LOG = "lockstep.log"  # what workers, Ray and the tracking process print
@@ -23,6 +24,7 @@ PROFILE = "profile"  # a folder with the following files
 TRACE, OPERATORS, MEAN_STEP = "trace.json.gz", "operators.txt", "steps.txt"
 RAY = ".ray"  # a folder for the workers' meeting point
 STOP = ".stop"  # while somebody asks the run to stop: why
+REGROUP = ".regroup"  # while more workers wait to join the run
 CHECKPOINTS = "checkpoints"  # a folder of folders, one for each
 STATE, MANIFEST = "state.pt", "manifest.json"  # what a checkpoint consists of
 ANY_CHECKPOINT = "step-*"
@@ -40,6 +42,12 @@ def make_private(path: Path) -> Path:
     path.touch(mode=0o600)
     path.chmod(0o600)
     return path
+
+
+def forget_requests(folder: Path) -> None:
+    """Remove what asks a run to stop, as it begins and as it ends."""
+    for name in (STOP, REGROUP):
+        (folder / name).unlink(missing_ok=True)
 
 
 def create(directory: str | Path, name: str, above: int = 0) -> Path:
@@ -77,13 +85,18 @@ def named(directory: str | Path, name: str) -> Path:
     UserError where there is none.
     """
     for folder in (Path(name), Path(directory) / name):
-        if (folder / RECIPE).is_file():
+        if (folder / RECIPE).is_file() or is_sweep(folder):
             return folder.absolute()
     newest_first = sorted(numbered(Path(directory).absolute(), name), reverse=True)
     if newest_first:
         return newest_first[0][1]
     known = ", ".join(folder.name for folder in runs_in(directory)) or "none"
     raise UserError(f"{name}: is no run in {directory}; there are {known}")
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep and not a run."""
+    return (folder / SWEEP).is_file()
 
 
 def runs_in(directory: str | Path) -> list[Path]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from trainer.run_folder import journal
 from trainer.run_folder.journal import Journal
 
+PAUSED = "PAUSED"  # of a run that goes on from its last checkpoint at once, with other workers: no end
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,6 +1,6 @@
 """Follows a run's journal into MLflow. A process of its own, so that training never waits for tracking.
 
-`python -m trainer.tracking.writer FOLDER PARENT` prepares the database while the run starts, then logs the
+`python -m trainer.tracking.writer FOLDER PARENT` prepares the database after the first step, then logs the
 journal in batches. A server that is down or a database that is locked only makes it fall behind: it tries
 again, and `tracking.json` in the run folder says how far it got, so that `lockstep sync RUN` goes on from
 there. Timestamps and steps come from the journal, so what is logged twice lands on itself.
@@ -26,6 +26,7 @@ from trainer.recipe.redaction import Veil, hidden
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 from trainer.run_folder.journal import PLANNED, Line, Tail, last, read
+from trainer.tracking import database
 from trainer.tracking.address import address, shown
 from trainer.tracking.metrics import entry
 from trainer.tracking.names import fit, fit_title, fit_value
@@ -98,6 +99,7 @@ class Tracker:
         """Make database, experiment and run where there are none, with all that is known beforehand."""
         from mlflow import MlflowClient
 
+        database.make(self.uri)
         self.client = MlflowClient(self.uri)
         if self.progress.run_id is not None and self._is_gone():
             logger.warning("the run is no longer in this MLflow; another one is begun from the journal")

@@ -1,0 +1,61 @@
+"""A sweep whose process is killed again and again ends as one that was left alone."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from cluster.experiments.trials import Study
+from tests.cluster.commands import Command, run
+
+pytestmark = pytest.mark.slow
+
+SWEEP = """
+name: tiny
+recipe:
+  name: base
+  task: {use: trainer.tasks.digits:Digits, with: {hidden: 16}}
+  batch: {size: 64, micro: 64, lanes: 4}
+  optimizer: {name: momentum, lr: 0.2}
+  train: {epochs: 30}
+  run: {device: cpu, reduction: exact}
+  track: {uri: none}
+target: {metric: loss, at_most: 0.6, evaluate: {growth: 1.1}}
+batches: [16, 64, 256]
+arms: {momentum: {}, lamb: {optimizer: {name: lamb, lr: 0.03}}}
+seeds: {search: [101, 102], report: 2}
+"""
+KILLS = 10
+
+
+def facts(study):
+    trials = {
+        (t.key, t.stage): (t.rate, t.end, t.steps, t.trained_steps, t.curve, t.test) for t in study.trials
+    }
+    return trials, study.best
+
+
+def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    whole = run("sweep", "sweep.yaml", "--local", cwd=tmp_path)
+    assert whole.process.returncode == 0, whole.output
+    moments = random.Random(0)
+    folder = tmp_path / "runs" / "tiny-002"
+    arguments = ["sweep", "sweep.yaml", "--local"]
+    for _ in range(KILLS):
+        command = Command(*arguments, cwd=tmp_path)
+        command.wait_for("sweep folder")
+        time.sleep(moments.uniform(0.0, 1.5))
+        command.send(signal.SIGKILL)
+        command.wait()
+        arguments = ["resume", "tiny-002", "--local"]
+    interrupted = Command(*arguments, cwd=tmp_path)
+    interrupted.wait_for("trials are there already")
+    interrupted.send(signal.SIGINT)
+    assert interrupted.wait() in (0, 130), interrupted.output
+    if interrupted.process.returncode == 130:
+        assert "`lockstep resume runs/tiny-002` goes on" in interrupted.output
+        last = run(*arguments, cwd=tmp_path)
+        assert last.process.returncode == 0, last.output
+    assert facts(Study.read(folder)) == facts(Study.read(tmp_path / "runs" / "tiny-001"))
