@@ -146,7 +146,7 @@ def second_group_s() -> float:
             spec = driver.run_spec(planned.plan, folder, {})
             contexts.append(driver.LaunchContext(spec, folder, Journal(folder), console))
         os.environ.update(ray_launcher.CALM)
-        with ray_cluster.connected(contexts[0], None):
+        with ray_cluster.connected(None, 8, contexts[0].phase, contexts[0].console.say):
             ray_launcher.train_on_ray(contexts[0], time.time(), is_ours=True)
             moment = time.time()
             ray_launcher.train_on_ray(contexts[1], moment, is_ours=True)

@@ -20,12 +20,10 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from cluster.driver import LaunchContext
 from cluster.package import CLUSTER_BYTES, in_job, packed
 from trainer.errors import RunFailed
 
 NEEDED = ("gcs_server", "raylet")  # the processes without which a cluster is lost
-WORKERS_PER_CORE = 2  # that a machine can carry
 FILES = "lockstep-"  # how the folders of our own clusters begin, followed by the driver's process number
 NODE_S = 30.0  # until Ray's own way of waiting for its node takes over
 ENDING_S = 10.0  # what the last processes of a cluster may take to end
@@ -41,13 +39,24 @@ LOOPBACK_ONLY = {
 }
 
 
-def connected(context: LaunchContext, address: str | None) -> AbstractContextManager[None]:
-    """The cluster at `address`, or for None one of our own, for as long as the body runs."""
-    return _own_cluster(context) if address is None else _existing_cluster(context, address)
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+def connected(
+    address: str | None, cpus: int, phase: Phase, say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """The cluster at `address`, or for None one of our own, for as long as the body runs.
+
+    Args:
+        cpus: that a cluster of our own has, whatever the machine's cores: all of ours find a place.
+        phase: what the start is done in, by name.
+        say: tells the user what is sent.
+    """
+    return _own_cluster(cpus, phase) if address is None else _existing_cluster(address, phase, say)
 
 
 @contextmanager
-def _own_cluster(context: LaunchContext) -> Iterator[None]:
+def _own_cluster(cpus: int, phase: Phase) -> Iterator[None]:
     """A cluster on this machine that lives as long as the body and keeps its files in one folder."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-", dir="/tmp"))  # for sockets: a short path
@@ -60,10 +69,7 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
         token.write_text(secrets.token_hex(32))
         os.environ.update(LOOPBACK_ONLY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         _make_importable(Path.cwd())
-        settings = context.recipe.run
-        most = max(settings.fewest_workers, WORKERS_PER_CORE * (os.cpu_count() or 1))
-        cpus = min(most, settings.most_workers) + settings.pool.max  # logical: all of ours find a place
-        with context.phase("Ray"), _lean(), _told_why():
+        with phase("Ray"), _lean(), _told_why():
             _start(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(files))
         is_up = True
         yield
@@ -80,15 +86,15 @@ def _own_cluster(context: LaunchContext) -> Iterator[None]:
 
 
 @contextmanager
-def _existing_cluster(context: LaunchContext, address: str) -> Iterator[None]:
+def _existing_cluster(address: str, phase: Phase, say: Callable[[str], None]) -> Iterator[None]:
     """A cluster that somebody else started; our packages and the working folder are sent to its nodes."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # an open cluster has to be asked for, with "disabled"
     try:
-        with context.phase(f"Ray at {address}"):
+        with phase(f"Ray at {address}"):
             if in_job():
                 _start(address=address)
             else:
-                with packed(Path.cwd(), CLUSTER_BYTES, context.console.say) as archive:
+                with packed(Path.cwd(), CLUSTER_BYTES, say) as archive:
                     _start(address=address, runtime_env=code_for_workers(archive))
         yield
     finally:

@@ -6,12 +6,13 @@ import time
 from functools import partial
 
 from cluster.driver import LaunchContext, Launcher
-from cluster.ray_cluster import WORKERS_PER_CORE, connected, lost_process
+from cluster.ray_cluster import connected, lost_process
 from cluster.reach import refuse_silent_cluster
 from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import layout
 
+WORKERS_PER_CORE = 2  # that a machine can carry
 CALM = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asks for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -56,7 +57,10 @@ def refuse_what_does_not_fit(recipe: Recipe) -> None:
 def launch(context: LaunchContext, address: str | None) -> None:
     """Train on Ray, and leave nothing running."""
     os.environ.update(CALM)
-    with connected(context, address):
+    run = context.recipe.run
+    most = max(run.fewest_workers, WORKERS_PER_CORE * (os.cpu_count() or 1))
+    cpus = min(most, run.most_workers) + run.pool.max
+    with connected(address, cpus, context.phase, context.console.say):
         began_at = time.time()
         with context.console.waiting("starting the workers"):
             train_on_ray(context, began_at, is_ours=address is None)

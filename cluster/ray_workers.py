@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_RESTARTS = 3  # in a row without a new checkpoint
 LOOK_INTERVAL_S = 0.2  # between looks at the cluster while it trains
+STARTING_LOOK_S = 1.0  # and while workers start, whose cores it would take
 SURVIVING_S = 10.0  # what workers have to notice that another one is gone, before they are replaced, too
 ANSWERING_S = 1.0  # and to say that they are free for the next attempt
 STARTING_S = 60.0  # what the others have to come up, where one died while it started
@@ -246,7 +247,7 @@ class WorkerActors:
         """
         pending = {self.workers[place].ready.remote().future(): place for place in sorted(self.workers)}
         deadline = time.monotonic() + patience_s
-        while waiting := wait(pending, LOOK_INTERVAL_S).not_done:
+        while waiting := wait(pending, STARTING_LOOK_S).not_done:
             self._refuse_lost()
             late = sorted(pending[each] for each in waiting)
             if not all(map(self.places.is_usable, late)):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cluster import ray_launcher
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments.plan import SweepPlan
+from trainer.errors import UserError
 from trainer.run_folder import layout
+
+if TYPE_CHECKING:
+    from cluster.experiments.sweep import Groups
 
 
 def sweep(
@@ -26,8 +32,10 @@ def sweep(
     """Run a sweep, or say what it would try."""
     console = Console()
     plan = plans.read(path, overrides)
+    if not local:
+        refuse_idle_workers(plan)
+        address = ray_launcher.address_of(address)  # asked whether it answers
     with console.waiting("loading the task"):
-        from cluster.experiments import local_groups
         from cluster.experiments import sweep as sweeps
 
         lengths = sweeps.Lengths(plan)
@@ -36,9 +44,40 @@ def sweep(
         return
     folder = sweeps.folder_of(plan, resume=resume, extend=extend, folder=folder)
     console.say(f"  sweep folder: {layout.relative_to_cwd(folder)}")
-    device = next(iter(plan.arms.values())).run.device
+    sweeps.run(plan, lengths, folder, lambda: _groups(plan, local, address, folder, console), console)
+
+
+@contextmanager
+def _groups(
+    plan: SweepPlan, local: bool, address: str | None, folder: Path, console: Console
+) -> Iterator[Groups]:
+    """What trains the trials: this process, or worker groups on Ray."""
+    run = next(iter(plan.arms.values())).run
     growth = plan.sweep.target.evaluate.growth
-    sweeps.run(plan, lengths, folder, partial(local_groups.in_process, growth, device), console)
+    if local:
+        from cluster.experiments.local_groups import in_process
+
+        with in_process(growth, run.device) as groups:
+            yield groups
+        return
+    from cluster.experiments.ray_groups import on_ray
+
+    count = plan.sweep.run.groups
+    with ExitStack() as stack:
+        stack.enter_context(console.alone(folder / layout.LOG))
+        yield stack.enter_context(
+            on_ray(address, count, run.most_workers, growth, run.device, console.waiting, console.say)
+        )
+
+
+def refuse_idle_workers(plan: SweepPlan) -> None:
+    """UserError where a group would be wider than a batch has work for: a group stays from trial to trial."""
+    for cell in plan.cells():
+        wanted = plan.arms[cell.arm].run.most_workers
+        works = plan.recipe(cell, 1.0, 0).run.most_workers
+        if works < wanted:
+            right = f"let run.workers be {works}, batch.micro be smaller, or batches larger; or give --local"
+            raise UserError(f"batches: {cell} has work for {works} of a group's {wanted} workers; {right}")
 
 
 def described(plan: SweepPlan) -> list[str]:

@@ -1,5 +1,6 @@
-"""A sweep whose process is killed again and again ends as one that was left alone."""
+"""Sweeps whose processes are killed end as one that was left alone, on any number of groups and workers."""
 
+import os
 import random
 import signal
 import time
@@ -7,7 +8,8 @@ import time
 import pytest
 
 from cluster.experiments.trials import Study
-from tests.cluster.commands import Command, run
+from tests.cluster.commands import WAIT_S, Command, run
+from tests.cluster.processes import until
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +40,7 @@ def facts(study):
 
 def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    whole = run("sweep", "sweep.yaml", "--local", cwd=tmp_path)
-    assert whole.process.returncode == 0, whole.output
+    whole = undisturbed(tmp_path)
     moments = random.Random(0)
     folder = tmp_path / "runs" / "tiny-002"
     arguments = ["sweep", "sweep.yaml", "--local"]
@@ -58,4 +59,34 @@ def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
         assert "`lockstep resume runs/tiny-002` goes on" in interrupted.output
         last = run(*arguments, cwd=tmp_path)
         assert last.process.returncode == 0, last.output
-    assert facts(Study.read(folder)) == facts(Study.read(tmp_path / "runs" / "tiny-001"))
+    assert facts(Study.read(folder)) == whole
+
+
+def test_two_groups_of_two_workers_that_are_killed_find_the_same(tmp_path):
+    smaller = SWEEP.replace("[16, 64, 256]", "[64, 256]").replace("micro: 64", "micro: 32")
+    (tmp_path / "sweep.yaml").write_text(smaller)
+    whole = undisturbed(tmp_path)
+    wide = smaller.replace("device: cpu", "device: cpu, workers: 2") + "run: {groups: 2}"
+    (tmp_path / "wide.yaml").write_text(wide)
+    command = Command("sweep", "wide.yaml", cwd=tmp_path)
+    seen = set()
+    for _ in range(2):
+        until(lambda: len(fresh_workers(command, seen)) > 2, WAIT_S)
+        time.sleep(0.5)  # they join, and train
+        victim = random.Random(len(seen)).choice(fresh_workers(command, seen))
+        os.kill(victim.pid, signal.SIGKILL)
+        seen.add(victim.pid)
+    assert command.wait() == 0, command.output
+    assert facts(Study.read(tmp_path / "runs" / "tiny-002")) == whole
+
+
+def fresh_workers(command, seen):
+    """The workers of its groups that live and were not killed."""
+    return [each for each in command.family() if "TrialWorker" in each.command and each.pid not in seen]
+
+
+def undisturbed(folder):
+    """What a sweep in one process finds."""
+    whole = run("sweep", "sweep.yaml", "--local", cwd=folder)
+    assert whole.process.returncode == 0, whole.output
+    return facts(Study.read(folder / "runs" / "tiny-001"))

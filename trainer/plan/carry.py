@@ -80,9 +80,13 @@ def _computed(values: Values, size: int) -> Iterator[Change]:
     if batch.get("bn_group"):
         group = _largest(batch["micro"], batch["bn_group"])
         yield _set(batch, "batch", "bn_group", group, "divides the micro-batch")
-    run = values["run"]
-    most = min(size // batch["micro"], batch["lanes"])
-    yield _set(run, "run", "workers", min(run["workers"], most), "each has a micro-batch")
+    run, most = values["run"], min(size // batch["micro"], batch["lanes"])
+    workers = run["workers"]
+    if isinstance(workers, dict):
+        fewer: Any = {name: min(number, most) for name, number in workers.items()}
+    else:
+        fewer = min(workers, most)
+    yield _set(run, "run", "workers", fewer, "each has a micro-batch")
 
 
 def _rate(values: Values, ratio: float, name: str, rule: str) -> Iterator[Change]:
