@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROW = 1024
 """Numbers per row; a row never crosses a parameter, so what is known per row is known per layer."""
@@ -33,6 +33,11 @@ def zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with contextlib.suppress(OSError):  # a kernel without them: the memory is as good as any other
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor, found without importing those."""
+    return type(x) not in (Tensor, nn.Parameter) and hasattr(x, "placements")
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -157,8 +162,12 @@ class FlatOptimizer(torch.optim.Optimizer):
         """Move parameters and gradients into flat buffers.
 
         Raises:
-            ValueError: parameters share memory.
+            ValueError: parameters share memory, or are DTensors.
         """
+        if any(is_dtensor(p) for group in self.param_groups for p in group["params"]):
+            raise ValueError(
+                "flatten: parameters are DTensors, which lie where their mesh has them; use flatten=False"
+            )
         self._flatten = True
         self.adopt()
 

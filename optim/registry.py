@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 import optim.rules
+from optim.engine.chunks import EngineName
+from optim.engine.shards import LayerShard, local_parts, rows_of_worker
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
 from optim.torch_optimizers import FROM_TORCH
@@ -29,9 +31,11 @@ def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
 
 def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
         self.adopt()
-        with torch.no_grad():
-            return inspect.unwrap(kind.step)(self, closure)  # see `plain`
+        with torch.no_grad(), local_parts(self):
+            inspect.unwrap(kind.step)(self)  # see `plain`
+        return loss
 
     return step
 
@@ -57,31 +61,35 @@ def names() -> tuple[str, ...]:
     return (*FROM_TORCH, *rules())
 
 
-def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) -> FlatOptimizer:
+def build(
+    name: str, params: ParamsT, *, flatten: bool = False, engine: EngineName = "auto", **hyper: Any
+) -> FlatOptimizer:
     """The optimizer of that name over parameters or parameter groups.
 
     Args:
         name: one of `names()`.
         params: as for any optimizer of torch.
         flatten: move parameters and gradients into flat buffers, `optimizer.flat`.
-        hyper: its hyperparameters, `hyperparameters(name)`; for our own rules also `engine`.
+        engine: of our own rules; of torch's, "exact" leaves fused kernels out, which round the end of a
+            tensor in another way than the rest.
+        hyper: its hyperparameters, `hyperparameters(name)`.
 
     Raises:
         ValueError: an unknown name.
         TypeError: a hyperparameter that this optimizer does not have.
     """
     known = hyperparameters(name)
-    unknown = set(hyper) - set(known) - ({"engine"} if name in rules() else set())
+    unknown = set(hyper) - set(known)
     if unknown:
         raise TypeError(
             f"{name}: unknown hyperparameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
         )
     if name in rules():
-        return rules()[name](params, flatten=flatten, **hyper)
+        return rules()[name](params, flatten=flatten, engine=engine, **hyper)
     entry = FROM_TORCH[name]
     params = _listed(params)
     hyper = entry.fixed | entry.defaults | hyper
-    if entry.fused and _can_fuse(params):
+    if entry.fused and engine != "exact" and _can_fuse(params):
         hyper["fused"] = True
     optimizer = _FLAT[entry.kind](params, **hyper)
     if flatten:
@@ -100,19 +108,30 @@ def hyperparameters(name: str) -> dict[str, Any]:
     return found | (entry.defaults if entry else {})
 
 
-def state_bytes(name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], **hyper: Any) -> int:
+def state_bytes(
+    name: str, params_or_shapes: Iterable[Tensor | Sequence[int]], *, workers: int = 1, **hyper: Any
+) -> int:
     """Bytes of state that training these parameters would hold, found without allocating any.
 
     Args:
         params_or_shapes: parameters, or shapes of fp32 ones.
+        workers: whose number the layers are spread over, as `fully_shard` does it; the state is then that of
+            the worker with the most.
     """
-    params = [_on_meta(given) for given in params_or_shapes]
-    if not params:
+    wholes = [_on_meta(given) for given in params_or_shapes]
+    if not wholes:
         return 0
+    params = [nn.Parameter(p[rows_of_worker(len(p), 0, workers)]) if p.dim() else p for p in wholes]
     if name not in rules():
         bytes_of = {dtype: _torchs_bytes(name, dtype, hyper) for dtype in {p.dtype for p in params}}
         return sum(p.numel() * bytes_of[p.dtype][0] + bytes_of[p.dtype][1] for p in params)
     rule = rules()[name](params, **hyper)
+    if workers > 1:
+        rule.shards = {
+            part: LayerShard(p.shape, 0, part.numel())
+            for part, p in zip(params, wholes, strict=True)
+            if p.dim()
+        }
     states = [rule.initial_state(p, rule.param_groups[0]) for p in params]
     return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 

@@ -3,15 +3,17 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from optim.engine.chunks import Layer, TensorView
-from optim.engine.engine import Engine, EngineName, Reduce, chosen
+from optim.engine.engine import Engine, EngineName, chosen
+from optim.engine.exact import ExactEngine
 from optim.engine.layers import StepLayers
+from optim.engine.shards import LayerShard, Reduce, as_dtensor, local, shard_of, whole_or_part
 from optim.engine.stage import Function, compute_dtype, stages_of
 from optim.flat import FlatOptimizer
 
@@ -32,9 +34,9 @@ class Rule(FlatOptimizer):
       vectors with one float64 number per layer: layer states are written, everything else they return becomes
       a number `h.…` of the stages that follow.
 
-    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled") and `flatten`
-    (parameters and gradients move into flat buffers, see `flat`). A group's `adapt` (default True) is
-    `h.adapt`.
+    Every constructor also takes `maximize`, `engine` ("auto", "tensor", "rows", "compiled", or "exact": sums
+    that are the same bits however layers are cut) and `flatten` (parameters and gradients move into flat
+    buffers, see `flat`). A group's `adapt` (default True) is `h.adapt`.
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
@@ -44,8 +46,10 @@ class Rule(FlatOptimizer):
     stages: ClassVar[tuple[Function | None, ...]] = ()
 
     _engine: Engine | None = None
+    shards: Mapping[Tensor, LayerShard] = MappingProxyType({})
+    """Which parts of layers parameters are, where a program cuts layers itself; DTensors say so."""
     reduce: Reduce | None = None
-    """Where layers are spread over processes: completes a matrix of sums in place, `reduce(sums, "sum")`."""
+    """What completes the sums and maxima of layers that are cut; DTensors bring their process group."""
 
     def __init_subclass__(cls) -> None:
         """Turn the annotated class attributes into the constructor's arguments."""
@@ -110,6 +114,11 @@ class Rule(FlatOptimizer):
             _refuse_out_of_range(name, group[name])
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")
+        if self._sees_layers() and any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
+            raise ValueError(
+                f"{type(self).__name__} needs whole layers, of which FullyShardedDataParallel leaves pieces "
+                "that nothing tells apart; use torch.distributed.fsdp.fully_shard"
+            )
         self._begin_anew()
 
     @torch.no_grad()
@@ -127,6 +136,11 @@ class Rule(FlatOptimizer):
         self._layers.end(self)
         return loss
 
+    def _sees_layers(self) -> bool:
+        """Whether it does more than take each number by itself."""
+        stages = (stage for stage, _ in stages_of(self.stages, self.layer_states))
+        return any(stage.sums or stage.joins for stage in stages)
+
     def _begin_anew(self) -> None:
         """Forget where things lay: what comes next finds them again."""
         self._layers = StepLayers()
@@ -134,22 +148,36 @@ class Rule(FlatOptimizer):
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         kind = chosen(self._choice, [layer.parameter for layer in layers])
-        return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind)
+        rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
+        return ExactEngine(rounds) if kind == "exact" else Engine(rounds, kind)
 
     def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state before the first step: zeros, in the order of memory of the parameter."""
-        state = self.state[p]
+        state, shard = self.state[p], self.shard_of(p)
         state["step"] = 0
-        dtype = compute_dtype(p)
-        for name, shape in self.state_shapes(group, p.shape).items():
-            alike = shape == p.shape
-            if not alike:
-                state[name] = p.new_zeros(shape, dtype=dtype)
+        p, dtype = local(p), compute_dtype(p)
+        whole = p.shape if shard is None else shard.shape
+        for name, shape in self.state_shapes(group, whole).items():
+            if shape != whole:
+                state[name] = p.new_zeros(shape if shard is None else shard.here(shape), dtype=dtype)
             elif p.is_meta:  # of which zeros_like would import sympy
-                state[name] = p.new_empty_strided(shape, p.stride(), dtype=dtype)
+                state[name] = p.new_empty_strided(p.shape, p.stride(), dtype=dtype)
             else:
                 state[name] = torch.zeros_like(p, dtype=dtype)
         return state
+
+    def shard_of(self, p: Tensor) -> LayerShard | None:
+        """Which part of a layer a parameter is; None for whole layers.
+
+        Raises:
+            ValueError: it is no part that `shards` or its placements can mean.
+        """
+        shard = self.shards.get(p)
+        if shard is not None and p.shape != shard.here(shard.shape):
+            raise ValueError(
+                f"shards: a parameter of shape {tuple(p.shape)} is no run of whole slices of {shard}"
+            )
+        return shard or shard_of(p)
 
     def scalars_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """A group's hyperparameters, pairs apart (beta1, beta2), and the rule's own numbers of step t."""
@@ -164,15 +192,26 @@ class Rule(FlatOptimizer):
         return numbers | self.numbers(SimpleNamespace(**numbers), t)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's form. States are copies of their own: nothing of the buffers shows or is saved."""
+        """Torch's form. States are copies of their own: nothing of the buffers shows or is saved. Those of
+        DTensors are DTensors.
+        """
         packed = super().state_dict()
-        packed["state"] = {
-            number: {
-                name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()
-            }
-            for number, state in packed["state"].items()
-        }
+        held = [(p, group) for group in self.param_groups for p in group["params"]]
+        numbers = [number for group in packed["param_groups"] for number in group["params"]]
+        for number, (p, group) in zip(numbers, held, strict=True):
+            if number in packed["state"]:
+                packed["state"][number] = self._packed(p, group, packed["state"][number])
         return packed
+
+    def _packed(self, p: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a parameter's state, as it is saved."""
+        own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+        if (shard := self.shard_of(p)) is None:
+            return own
+        shapes = self.state_shapes(group, shard.shape)
+        return own | {
+            name: as_dtensor(own[name], p, shard, shape) for name, shape in shapes.items() if name in own
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down."""
@@ -183,11 +222,15 @@ class Rule(FlatOptimizer):
         finally:
             last_hook.remove()
         saved = [number for group in final["param_groups"] for number in group["params"]]
-        held = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(saved, held, strict=True):
+        held = [(p, group) for group in self.param_groups for p in group["params"]]
+        for number, (p, group) in zip(saved, held, strict=True):
+            shard = self.shard_of(p)
+            shapes = {} if shard is None else self.state_shapes(group, shard.shape)
             for name, value in final["state"].get(number, {}).items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    self.state[p][name] = value.to(p.device, compute_dtype(p), copy=True)
+                    if shard is not None and name in shapes:
+                        value = whole_or_part(value, p, shard, shapes[name])
+                    self.state[p][name] = local(value).to(p.device, compute_dtype(p), copy=True)
         self._begin_anew()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -124,3 +124,11 @@ def test_the_laws_benchmark_meets_its_bars_on_the_stored_study(benchmarks, capsy
     printed = capsys.readouterr().out
     assert "MISSED" not in printed
     assert printed.count(": met") == 22
+
+
+def test_a_step_over_parts_of_layers_sends_few_messages(benchmarks, capfd):
+    module("sharded").main(["--steps", "1"])
+    told = capfd.readouterr().out
+    assert "| lockstep LAMB | 1 |" in told
+    assert re.search(r"to be >= 5: met$", told, re.MULTILINE)
+    assert "| lamb | 526,336 of 1,052,672 |" in told

@@ -17,16 +17,18 @@ from torch import nn
 
 import optim
 from data_echo import EchoLoader, Preparer, Schedule
+from optim.engine.chunks import EngineName
 from optim.flat import FlatOptimizer
-from trainer.compute import autotune, initial_weights
-from trainer.compute.activation_checkpointing import checkpoint_activations
+from trainer.compute import activation_checkpointing, autotune, initial_weights
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution, cores_per_worker, keep_freed_memory, stack_limit
 from trainer.compute.forward_backward import ForwardBackward
 from trainer.compute.precision import LossScale
 from trainer.compute.weight_averaging import RunningAverage
+from trainer.distributed.fully_sharded import ExactlySharded, FullySharded
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import ExactReduction, FastReduction, Reduction
+from trainer.distributed.sharded_state import ShardedOptimizer
 from trainer.plan.plan import Plan, echo_schedule
 from trainer.plan.schedules import LearningRate
 from trainer.recipe.schema import Recipe
@@ -54,11 +56,10 @@ def build(
         keep_freed_memory()
     recipe = plan.recipe
     progress = Progress(**state["progress"]) if state else Progress()
-    model = _model(recipe, task, group)
-    micro = recipe.batch.micro
+    model, micro = _model(recipe, task, group, state), recipe.batch.micro
     norms = BatchNorms(model, group.device, micro // (recipe.batch.bn_group or micro))
-    checkpoint_activations(model, plan.checkpointed_blocks)
-    optimizer, names = _optimizer(recipe, plan, model)
+    activation_checkpointing.checkpoint_activations(model, plan.checkpointed_blocks)
+    optimizer, names = _optimizer(recipe, plan, model, group)
     schedule = _schedule(plan, decisions)
     forward_backward = ForwardBackward(
         task,
@@ -69,7 +70,7 @@ def build(
         seed=recipe.seed,
         device=group.device,
         precision=recipe.train.precision,
-        scale=LossScale.of(recipe.train.precision, micro),
+        scale=LossScale(**state["scale"]) if state else LossScale.of(recipe.train.precision, micro),
     )
     training = Training(
         plan=plan,
@@ -79,20 +80,42 @@ def build(
         names=names,
         norms=norms,
         forward_backward=forward_backward,
-        reduction=_reduction(plan, group, optimizer, len(forward_backward.statistics)),
+        reduction=_reduction(plan, group, model, optimizer, len(forward_backward.statistics)),
         rate=LearningRate(recipe, plan.examples["train"], plan.total_examples),
         schedule=schedule,
         progress=progress,
         decisions=decisions,
     )
-    if state is not None:
-        training.load(state)
     training.average = _average(training, state)
     training.execute(execution or _execution(training, state))
+    _spread(training)
+    if state is not None:
+        training.load_optimizer(state)
     return training
 
 
-def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
+def _is_spread(recipe: Recipe, group: WorkerGroup) -> bool:
+    """Whether workers hold parts of the model: one alone holds it whole."""
+    return recipe.run.fsdp is not None and group.size > 1
+
+
+def _spread(training: Training) -> None:
+    """Where the recipe says so, give each worker its part of the model and of its average, and an optimizer
+    of those parts. Not before: averages are copies of a whole model, and trials are one worker's alone.
+    """
+    recipe, model, reduction = training.recipe, training.model, training.reduction
+    if not isinstance(reduction, FullySharded):
+        return
+    fsdp = recipe.run.fsdp
+    with training.group.raise_on_all("the first micro-batches"):
+        training.forward_backward.spare(training.progress.position)
+    training.optimizer.zero_grad()
+    units = activation_checkpointing.blocks(model, (fsdp and fsdp.units) or True)
+    reduction.wrap(units, [] if training.average is None else [training.average.model])
+    training.optimizer, training.names = _optimizer(recipe, training.plan, model, training.group)
+
+
+def _model(recipe: Recipe, task: Task, group: WorkerGroup, state: State | None) -> nn.Module:
     random.seed(recipe.seed)
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
@@ -107,6 +130,8 @@ def _model(recipe: Recipe, task: Task, group: WorkerGroup) -> nn.Module:
     if group.size > 1:  # a model may draw its first weights from anywhere
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
+    if state is not None:
+        model.load_state_dict(state["model"])
     return model.train()
 
 
@@ -130,7 +155,10 @@ def _schedule(plan: Plan, decisions: Decisions) -> Schedule:
     return schedule
 
 
-def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[FlatOptimizer, list[str]]:
+def _optimizer(
+    recipe: Recipe, plan: Plan, model: nn.Module, group: WorkerGroup
+) -> tuple[FlatOptimizer | ShardedOptimizer, list[str]]:
+    """The optimizer, and the names of its parameters in its order."""
     section = recipe.optimizer
     grouping = optim.group_parameters(
         model,
@@ -138,14 +166,29 @@ def _optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> tuple[FlatOptimi
         no_adapt=section.no_adapt,
         lr_multipliers=section.lr_multipliers,
     )
+    engine: EngineName = "exact" if recipe.run.reduction == "exact" else "auto"
     hyper = {**section.hyper, "lr": plan.peak_lr}
-    optimizer = optim.build(section.name, grouping.groups, flatten=True, **hyper)
+    make = partial(optim.build, section.name, engine=engine, **hyper)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
-    return optimizer, [name_of[p] for group in optimizer.param_groups for p in group["params"]]
+    names = [name_of[p] for each in grouping.groups for p in each["params"]]
+    if recipe.run.shards_state and group.size > 1:
+        return ShardedOptimizer(grouping.groups, make, group), names
+    return make(grouping.groups, flatten=not _is_spread(recipe, group)), names
 
 
-def _reduction(plan: Plan, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int) -> Reduction:
-    if plan.recipe.run.reduction == "exact":
+def _reduction(
+    plan: Plan,
+    group: WorkerGroup,
+    model: nn.Module,
+    optimizer: FlatOptimizer | ShardedOptimizer,
+    statistics: int,
+) -> Reduction:
+    is_exact = plan.recipe.run.reduction == "exact"
+    if _is_spread(plan.recipe, group) and is_exact:
+        return ExactlySharded(group, model, statistics, plan.most_micro_batches)
+    if _is_spread(plan.recipe, group):
+        return FullySharded(group, model, statistics)
+    if is_exact:
         return ExactReduction(group, optimizer, statistics, plan.most_micro_batches)
     return FastReduction(group, optimizer, statistics)
 
@@ -187,8 +230,8 @@ def _execution(training: Training, state: State | None) -> Execution:
 def _tried(training: Training) -> Execution:
     """Rank 0 tries, everyone follows: the same choice everywhere."""
     run, batch, group = training.recipe.run, training.recipe.batch, training.group
-    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers
-    compute, gradients = training.forward_backward, training.optimizer.flat.gradients
+    training.optimizer.zero_grad()  # from here on gradients lie in the flat buffers, if there are any
+    compute, gradients = training.forward_backward, training.reduction.gradients()
     micro_batches = training.plan.micro_batches_at(training.progress.examples)
     choice = Execution()
     with group.raise_on_all("the first micro-batches"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.compute.execution import is_out_of_memory
 from trainer.compute.forward_backward import stacks
 from trainer.compute.step_timer import StepTimer
-from trainer.errors import RunFailed
+from trainer.errors import RunFailed, trace_of
 from trainer.training import Training
 
 
@@ -68,15 +68,15 @@ def steps(training: Training) -> Iterator[Step]:
 
         training.optimizer.zero_grad()
         training.reduction.begin()
-        failure = _accumulate(training, training.own_micro_batches(micro_batches))
+        failure = _accumulate(training, micro_batches)
         if training.stop_asked():
             training.reduction.add(_vote(training))
         timer.lap("compute")
-        sums = training.reduction.finish()
+        sums, squares = training.reduction.finish()
         timer.lap("communication")
 
         scale = training.loss_scale.value
-        loss, norm, votes = _mean_gradient(training, sums)
+        loss, norm, votes = _mean_gradient(training, sums, squares)
         if not math.isfinite(loss) and _repeats_with_less_memory(training, failure):
             continue
         if math.isfinite(loss) and math.isfinite(norm):
@@ -107,26 +107,41 @@ def _vote(training: Training) -> Tensor:
     return vote
 
 
-def _accumulate(training: Training, micro_batches: list[int]) -> Exception | None:
-    """Add up the gradients of this worker's micro-batches.
+def _accumulate(training: Training, micro_batches: int) -> Exception | None:
+    """Add up the gradients of this worker's part of the next `micro_batches`.
 
     What fails here fails on one worker alone, while the others wait for its gradients. So it is returned, and
     a sum that is not finite carries the news: all of them stop in the same step.
     """
-    compute, execution = training.forward_backward, training.execution
-    chunks = list(stacks(micro_batches, execution))
+    compute, execution, reduction = training.forward_backward, training.execution, training.reduction
+    chunks, done, failure = list(stacks(training.own_micro_batches(micro_batches), execution)), 0, None
+    in_pass = False
     try:
         for chunk in chunks:
             examples = compute.load(chunk)
-            if chunk is chunks[-1]:
-                training.reduction.expect_last()
-            training.reduction.add(compute.backward(chunk, examples, execution))
+            reduction.begin_pass(chunk is chunks[-1])
+            in_pass = True
+            reduction.add(compute.backward(chunk, examples, execution))
+            done, in_pass = done + 1, False
     except Exception as error:
-        training.reduction.add(torch.full_like(compute.statistics, torch.nan))
-        if is_out_of_memory(error):  # which itself would hold on to what was computed before it
-            return torch.OutOfMemoryError(f"{error}; lower batch.micro or set run.recompute")
-        return error
-    return None
+        failure = _told(error)
+        if in_pass and reduction.is_spread:  # a pass of all workers, who cannot go on without this one
+            raise RunFailed(f"{_where(training)}: {failure}", trace_of(error)) from error
+        reduction.add(torch.full_like(compute.statistics, torch.nan))
+    for _ in range(training.passes(micro_batches) - done if reduction.is_spread else 0):
+        chunk, examples = compute.spare(training.progress.position)
+        reduction.begin_pass(False)
+        compute.backward(chunk, examples, execution, weight=0.0)
+    return failure
+
+
+def _told(error: Exception) -> Exception:
+    """What went wrong in a pass, with advice where memory ran out: that error itself would hold on to what
+    was computed before it.
+    """
+    if is_out_of_memory(error):
+        return torch.OutOfMemoryError(f"{error}; lower batch.micro or set run.recompute")
+    return error
 
 
 def _repeats_with_less_memory(training: Training, failure: Exception | None) -> bool:
@@ -145,12 +160,10 @@ def _repeats_with_less_memory(training: Training, failure: Exception | None) -> 
 
 
 @torch.no_grad()
-def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float, float]:
+def _mean_gradient(training: Training, sums: Tensor, squares: Tensor) -> tuple[float, float, float]:
     """Turn the summed gradient of the scaled loss into that of the mean loss, clipped if the recipe says so;
     return the loss, the norm before clipping, and the votes for stopping.
     """
-    gradients = training.optimizer.flat.gradients
-    squares = torch.stack([gradient.dot(gradient) for gradient in gradients])
     total, count, votes, *squared = torch.cat(
         [sums[:2], sums[-1:], squares]
     ).tolist()  # the step's one wait for a GPU
@@ -160,7 +173,7 @@ def _mean_gradient(training: Training, sums: Tensor) -> tuple[float, float, floa
     clip_norm = training.recipe.train.clip_norm
     if clip_norm is not None and norm > clip_norm:
         factor *= clip_norm / norm
-    for gradient in gradients:
+    for gradient in training.reduction.gradients():
         gradient.mul_(factor)
     return total / count, norm, votes
 

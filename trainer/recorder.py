@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from trainer.compute.profiling import profiled
 from trainer.distributed.group import WorkerGroup
@@ -117,12 +117,14 @@ class Recorder:
         """
         progress = training.progress
         self.saved_at = time.monotonic()
-        if self.journal is None or self.saved_step == progress.step or not training.is_finite():
+        if self.journal is None and not training.reduction.saves_together:
             return
-        path = self.checkpoints.save(
-            progress.step, training.state(), metrics=metrics or {}, **self.provenance
-        )
-        self.saved_step = progress.step
+        if self.saved_step == progress.step or not training.is_finite():
+            return
+        state, self.saved_step = training.state(), progress.step
+        if self.journal is None:
+            return
+        path = self.checkpoints.save(progress.step, state, metrics=metrics or {}, **self.provenance)
         self.write("checkpoint", step=progress.step, examples=progress.examples, path=str(path))
 
     def profiled(self, steps: Iterator[Step]) -> Iterator[Step]:
@@ -133,11 +135,13 @@ class Recorder:
 
     def export(self, training: Training) -> None:
         """The trained model, and its averaged weights in a file of their own, as safetensors."""
-        if self.journal is None:
-            return
-        _export(training.model, self.folder / layout.MODEL)
+        models = {layout.MODEL: training.model}
         if training.average is not None:
-            _export(training.average.model, self.folder / layout.AVERAGE)
+            models[layout.AVERAGE] = training.average.model
+        for name, model in models.items():
+            weights = training.reduction.gathered(model.state_dict())
+            if self.journal is not None:
+                _export(weights, self.folder / name)
 
     def end(self, outcome: Outcome) -> Outcome:
         """Write how the run ended, and pass it on."""
@@ -152,8 +156,8 @@ class Recorder:
             self.journal.close()
 
 
-def _export(model: nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+def _export(weights: dict[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     # The format wants storage of its own for each tensor.
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     try:

@@ -14,11 +14,13 @@ from data_echo import EchoLoader, Schedule
 from optim.flat import FlatOptimizer
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution
-from trainer.compute.forward_backward import ForwardBackward
+from trainer.compute.forward_backward import ForwardBackward, stacks
 from trainer.compute.precision import LossScale
 from trainer.compute.weight_averaging import RunningAverage
+from trainer.distributed.fully_sharded import scattered
 from trainer.distributed.group import WorkerGroup
 from trainer.distributed.reduction import Reduction
+from trainer.distributed.sharded_state import ShardedOptimizer
 from trainer.errors import UserError
 from trainer.plan.plan import Plan
 from trainer.plan.schedules import LearningRate
@@ -45,7 +47,7 @@ class Training:
     plan: Plan
     group: WorkerGroup
     model: nn.Module
-    optimizer: FlatOptimizer
+    optimizer: FlatOptimizer | ShardedOptimizer
     names: list[str]  # of the parameters, in the optimizer's order
     norms: BatchNorms
     forward_backward: ForwardBackward
@@ -80,7 +82,7 @@ class Training:
 
     def is_finite(self) -> bool:
         """Whether every parameter is."""
-        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.flat.parameters)
+        return self.reduction.is_finite()
 
     def execute(self, execution: Execution) -> None:
         """Compute the steps from here on as `execution` says."""
@@ -107,25 +109,34 @@ class Training:
         start = self.progress.position
         return [j for j in range(start, start + micro_batches) if self.loader.serves(j)]
 
+    def passes(self, micro_batches: int) -> int:
+        """The most forward passes that any worker does for the next `micro_batches` of the run."""
+        start, lanes, size = self.progress.position, self.recipe.batch.lanes, self.group.size
+        owners = [j % lanes % size for j in range(start, start + micro_batches)]
+        busiest = max(owners.count(rank) for rank in range(size))
+        return sum(1 for _ in stacks(range(busiest), self.execution))
+
     def state(self) -> State:
-        """All that the rest of the run depends on: tensors and plain values, keyed by parameter name."""
-        return {
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "optimizer": _by_name(self.optimizer, self.names),
-            "scale": asdict(self.loss_scale),
-            "execution": asdict(self.execution),
-            "average": None if self.average is None else self.average.average.state_dict(),
-        }
+        """All that the rest of the run depends on: tensors and plain values, keyed by parameter name. Where
+        the model is spread, all workers take part, and rank 0 has the tensors.
+        """
+        return self.reduction.gathered(
+            {
+                "progress": asdict(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": _by_name(self.optimizer, self.names),
+                "scale": asdict(self.loss_scale),
+                "execution": asdict(self.execution),
+                "average": None if self.average is None else self.average.average.state_dict(),
+            }
+        )
 
-    def load(self, state: State) -> None:
-        """Take over a checkpoint's state of model, optimizer and loss scale."""
-        self.model.load_state_dict(state["model"])
+    def load_optimizer(self, state: State) -> None:
+        """Take over a checkpoint's state of the optimizer."""
         _load_by_name(self.optimizer, self.names, state["optimizer"])
-        self.forward_backward.scale = LossScale(**state["scale"])
 
 
-def _by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Any]:
+def _by_name(optimizer: FlatOptimizer | ShardedOptimizer, names: Sequence[str]) -> dict[str, Any]:
     state = optimizer.state_dict()
     return {
         "state": {names[index]: value for index, value in state["state"].items()},
@@ -133,7 +144,9 @@ def _by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str
     }
 
 
-def _load_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: dict[str, Any]) -> None:
+def _load_by_name(
+    optimizer: FlatOptimizer | ShardedOptimizer, names: Sequence[str], saved: dict[str, Any]
+) -> None:
     current = optimizer.state_dict()["param_groups"]
     if set(saved["state"]) - set(names) or len(saved["groups"]) != len(current):
         raise UserError(
@@ -141,5 +154,9 @@ def _load_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str], saved:
         )
     number = {name: index for index, name in enumerate(names)}
     groups = [{**group, "params": now["params"]} for group, now in zip(saved["groups"], current, strict=True)]
-    state = {number[name]: value for name, value in saved["state"].items()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number[name]: {key: scattered(value, held[number[name]]) for key, value in values.items()}
+        for name, values in saved["state"].items()
+    }
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -94,7 +94,8 @@ def _train(
             training = build(plan, task, group, preparer, state, decisions)
             training.stop_asked = recorder.stop_asked
         if not is_tried:
-            _try_evaluation(validation, training)
+            with training.reduction.whole(training.model):
+                _try_evaluation(validation, training)
             is_tried = True
         recorder.write("start", **_circumstances(training))
         recorder.write("rewind", step=training.progress.step)
@@ -106,7 +107,8 @@ def _train(
             _roll_back(training, error, recorder)
     if training.average is not None:
         position, micro = training.progress.position, recipe.batch.micro
-        training.average.reestimate_batch_norm(training.forward_backward, group, position, micro)
+        with training.reduction.whole(training.average.model):
+            training.average.reestimate_batch_norm(training.forward_backward, group, position, micro)
     recorder.export(training)  # before the test, which may fail and can be repeated
     metrics = _evaluate(test, training, recorder)
     recorder.checkpoints.wait()
@@ -145,13 +147,14 @@ def _follow(training: Training, validation: Evaluation, skipped: SkippedExamples
             metrics = _evaluate(validation, training, recorder)
             stop = _target_reached(training, metrics, recorder) or stop
         is_best = metrics is not None and recorder.checkpoints.is_among_best(metrics)
-        if (
+        due = (
             training.finished
             or stop
             or is_best
             or step.stop_asked
             or _save_due(recipe.checkpoint.every, step, training, recorder)
-        ):
+        )
+        if training.group.broadcast(due) if training.reduction.saves_together else due:
             recorder.save(training, metrics)
         if step.stop_asked and not training.finished:
             recorder.checkpoints.wait()
@@ -224,9 +227,11 @@ def _target_reached(training: Training, metrics: dict[str, float], recorder: Rec
 
 def _evaluate(evaluation: Evaluation, training: Training, recorder: Recorder) -> dict[str, float]:
     """The metrics of a split; those of the averaged weights too."""
-    metrics = evaluation.measure(training.model)
+    with training.reduction.whole(training.model):
+        metrics = evaluation.measure(training.model)
     if training.average is not None:
-        averaged = evaluation.measure(training.average.model)
+        with training.reduction.whole(training.average.model):
+            averaged = evaluation.measure(training.average.model)
         metrics |= {f"average_{name}": value for name, value in averaged.items()}
     progress = training.progress
     recorder.write(

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from optim.engine.shards import LayerShard
 from optim.engine.stage import is_option
 from optim.flat import ROW, BufferLayout, is_dense, rows_of
 
@@ -23,7 +24,7 @@ SMALL = 2**17
 TABLE_ROWS = 16
 """Rows from which a call of compiled code is worth its overhead."""
 
-EngineName = Literal["auto", "tensor", "rows", "compiled"]
+EngineName = Literal["auto", "tensor", "rows", "compiled", "exact"]
 Arrays = dict[str, Tensor]
 
 
@@ -38,6 +39,16 @@ class TensorView:
     views: Mapping[str, tuple[int, ...]]
     scratch: Mapping[str, tuple[int, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def here(self, shard: LayerShard) -> "TensorView":
+        """The view of the part of a layer that lies here, of the view of the whole layer."""
+        if not shard.cuts(self.views["p"]):  # one slice, seen in another shape
+            return self
+        views, scratch = (
+            {name: tuple(shard.here(shape)) for name, shape in shapes.items()}
+            for shapes in (self.views, self.scratch)
+        )
+        return TensorView(views, scratch, self.options)
 
 
 class Shapes(Protocol):
@@ -72,13 +83,22 @@ class LayerCohort:
 
 @dataclass(slots=True)
 class Layer:
-    """One parameter that takes part in a step, with its state; between steps without its gradient."""
+    """One parameter that takes part in a step, with its state; between steps without its gradient.
+
+    Where the layer is spread over workers, `shard` says which part of it all these tensors are.
+    """
 
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Any]
     cohort: LayerCohort
     shapes: Shapes
+    shard: LayerShard | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole layer."""
+        return self.parameter.shape if self.shard is None else self.shard.shape
 
     def tensors(self) -> Arrays:
         """The states that are tensors."""
@@ -95,7 +115,7 @@ class Layer:
         p = self.parameter
         alike = [x for x in self.like_parameter().values() if x.shape == p.shape]
         contiguous = all(x.is_contiguous() for x in alike)
-        return self.shapes.tensor_view(self.cohort.numbers, p.shape, contiguous)
+        return self.shapes.tensor_view(self.cohort.numbers, self.shape, contiguous)
 
 
 def is_small(layer: Layer, engine: EngineName) -> bool:

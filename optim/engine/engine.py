@@ -1,6 +1,6 @@
 """The engines: stages run over whole tensors, over blocks of rows, or over compiled tables of rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from optim.engine.chunks import Chunk, EngineName, Layer
 from optim.engine.compiler import compiled, expect_any_size, has_compiler
 from optim.engine.layout import Layout
 from optim.engine.scalars import ChunkScalars, LayerScalars
+from optim.engine.shards import Reduce, complete, completion
 from optim.engine.stage import Function, Stage, arguments
 from optim.flat import FlatBuffers
 
-Reduce = Callable[[Tensor, str], None]
 Rounds = Sequence[tuple[Stage, Function | None]]
 
 COMPILED_FROM = 2**24
@@ -21,7 +21,7 @@ COMPILED_FROM = 2**24
 
 def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
     """What "auto" means for these parameters, and "compiled" where there is no compiler."""
-    if name in ("tensor", "rows"):
+    if name in ("tensor", "rows", "exact"):
         return name
     if name == "auto" and sum(p.numel() for p in parameters) < COMPILED_FROM:
         return "rows"
@@ -29,24 +29,53 @@ def chosen(name: EngineName, parameters: Sequence[Tensor]) -> EngineName:
 
 
 class Engine:
-    """Runs a rule: its rounds one after the other, each over all layers, each round's sums in one matrix."""
+    """Runs a rule: its rounds one after the other, each over all layers, each round's sums in one matrix.
+
+    Where layers are spread over workers, one vector completes a round: the sums of the layers that are cut,
+    in the order in which parameters were given, and then the marginals that the next stage of lines takes.
+    """
 
     def __init__(self, rounds: Rounds, kind: EngineName) -> None:
         self.layout = Layout(kind)
         self._rounds = rounds
+        self._reduce: Reduce | None = None
+        self._completed: tuple[Sequence[Layer], Reduce | None] = (), None
 
     def step(self, layers: Sequence[Layer], flat: FlatBuffers | None, reduce: Reduce | None) -> None:
         """Move all layers once."""
+        if self._completed[0] is not layers or self._completed[1] is not reduce:
+            self._reduce = completion((layer.shard for layer in layers), reduce)
+            self._completed = layers, reduce
         self.layout.follow(layers, flat)
         h = self.layout.numbers
         h.found.clear()
-        for stage, layerwise in self._rounds:
-            sums = self._sweep(stage, h)
+        for number, (stage, layerwise) in enumerate(self._rounds):
+            sums = self._complete(number, self._sweep(stage, h))
             if layerwise is not None:
-                if reduce is not None:
-                    reduce(sums, "sum")
                 _run_layerwise(layerwise, dict(zip(stage.sums, sums, strict=True)), h)
         self.layout.release()
+
+    def _marginals(self, number: int) -> list[tuple[int, str, Tensor]]:
+        """What a round has found here of rows or columns that are spread over workers: layer, name, array."""
+        if self._rounds[number][0].joins is None:
+            return []
+        later = (after.takes for after, _ in self._rounds[number + 1 :] if after.is_of_lines)
+        return self.layout.marginals(next(later, ()))
+
+    def _complete(self, number: int, sums: Tensor) -> Tensor:
+        """Complete what a round has found here of layers that are spread over workers; its sums."""
+        stage, _ = self._rounds[number]
+        if self._reduce is None:
+            return sums
+        marginals = [array for _, _, array in self._marginals(number)]
+        if stage.joins == "max":
+            complete(self._reduce, "max", marginals)
+            marginals = []
+        own = [sums[:, self.layout.cut]] if stage.sums else []
+        complete(self._reduce, "sum", [*own, *marginals])
+        if own:
+            sums[:, self.layout.cut] = own[0]
+        return sums
 
     def _sweep(self, stage: Stage, h: LayerScalars) -> Tensor:
         """Run one stage everywhere; its sums as a float64 matrix [sums, layers]."""
@@ -58,6 +87,8 @@ class Engine:
         found = [self._run(stage, chunk, numbers) for chunk in self.layout.chunks]
         if not stage.sums:
             return torch.empty(0)
+        if not found:  # all that takes part lies on other workers
+            return h.numel.new_zeros(len(stage.sums), len(h.numel))
         device = h.numel.device
         columns = [torch.cat([sums[k].view(-1).to(device) for sums in found]) for k in range(len(stage.sums))]
         return self.layout.by_layer(torch.stack(columns, 1).double()).t().contiguous()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from optim.engine.chunks import Layer, LayerCohort, Shapes
+from optim.engine.shards import LayerShard, local, local_gradient
 from optim.engine.stage import compute_dtype
 from optim.flat import FlatBuffers
 
@@ -20,6 +21,9 @@ class LayerSource(Shapes, Protocol):
     @property
     def flat_or_none(self) -> FlatBuffers | None:
         """The flat buffers, if parameters lie in some."""
+
+    def shard_of(self, p: Tensor) -> LayerShard | None:
+        """Which part of a layer a parameter is; None for whole layers."""
 
     def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
@@ -78,19 +82,20 @@ class StepLayers:
                     state = rule.state[p] or rule.initial_state(p, group)
                     key = number, state["step"]
                     cohort = cohorts.setdefault(key, LayerCohort(len(cohorts), state["step"]))
-                    layer = Layer(p, p.grad, state, cohort, rule)
+                    here, shard = local(p), rule.shard_of(p)
+                    layer = Layer(here, here, state, cohort, rule, shard)
                     for name, value in layer.tensors().items():  # the parameter may have got another dtype
-                        state[name] = value.to(p.device, compute_dtype(p))
+                        state[name] = value.to(here.device, compute_dtype(here))
                     self._layers.append(layer)
         self._cohorts = [(rule.param_groups[number], cohort) for (number, _), cohort in cohorts.items()]
-        self._taking_part = [layer for layer in self._layers if layer.parameter.numel()]
+        self._taking_part = [layer for layer in self._layers if layer.shape.numel()]
 
 
 def _look(rule: LayerSource, steps: int) -> tuple[list[Any], list[Tensor]]:
     """Where everything lies and what it is, and the gradients."""
     members = [p for group in rule.param_groups for p in group["params"]]
     parameters = [p for p in members if p.grad is not None]
-    gradients = [p.grad for p in parameters]
+    gradients = [local_gradient(p) for p in parameters]
     if any(g.is_sparse for g in gradients):
         raise RuntimeError(f"{type(rule).__name__} does not support sparse gradients")
     states = [rule.state[p] for p in parameters]
@@ -98,7 +103,7 @@ def _look(rule: LayerSource, steps: int) -> tuple[list[Any], list[Tensor]]:
         rule.flat_or_none,
         torch.get_num_threads(),
         [len(group["params"]) for group in rule.param_groups],
-        [p.data_ptr() for p in parameters],
+        [local(p).data_ptr() for p in parameters],
         [p.dtype for p in parameters],
         [g.dtype for g in gradients],
         [g.stride() for g in gradients],

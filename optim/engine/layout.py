@@ -45,6 +45,9 @@ class Layout:
         self._buffers: dict[str, list[Tensor]] = {}
         self._arranged: Sequence[Layer] = ()
         self._views: list[tuple[Chunk, torch.Size, tuple[int, ...], int]] = []
+        self._crossing: dict[int, Arrays] = {}
+        self.cut = torch.empty(0, dtype=torch.int64)
+        """The layers that are spread over workers, in the order in which parameters were given."""
 
     def follow(self, layers: Sequence[Layer], flat: FlatBuffers | None) -> None:
         """Make the chunks those of these layers, with their gradients of this step.
@@ -75,22 +78,29 @@ class Layout:
         # What a rule of dimensions leaves to be taken number by number is not worth compiling.
         self._engine_of_numbers = "rows" if any(views) and self._engine == "compiled" else self._engine
         gathers = self._engine != "tensor" and flat is None
-        small = [
-            gathers and view is None and is_small(x, self._engine_of_numbers)
-            for x, view in zip(layers, views, strict=True)
-        ]
-        order = sorted(range(len(layers)), key=lambda place: not small[place])
+
+        def alone(place: int) -> bool:  # after those that lie side by side in buffers
+            layer = layers[place]
+            small = gathers and views[place] is None and is_small(layer, self._engine_of_numbers)
+            return not ((small or flat) and layer.parameter.numel())
+
+        order = sorted(range(len(layers)), key=alone)
+        together = sum(not alone(place) for place in order)
+        self.cut = torch.tensor(
+            [order.index(place) for place, layer in enumerate(layers) if layer.shard is not None],
+            dtype=torch.int64,
+            device=layers[0].parameter.device,
+        )
         self.layers = layers = [layers[place] for place in order]
         self.chunks, self.wholes, self._scratch, self._gathered = [], [], [], None
-        if any(small):
-            self._gathered = BufferLayout(layer.parameter for layer in layers[: sum(small)])
+        self._crossing = {}
+        if flat is None and together:
+            self._gathered = BufferLayout(layer.parameter for layer in layers[:together])
         if (places := flat or self._gathered) is not None:
-            self._cut_buffers(places, layers[: len(layers) if flat else sum(small)])
-        if flat is None:
-            for number in range(sum(small), len(layers)):
-                self._cut_layer(number, layers[number], views[order[number]])
-        alone = sum(small) if flat is None else len(layers)
-        self._views = [self._view_of(chunk) for chunk in self.chunks if chunk.layer >= alone]
+            self._cut_buffers(places, layers[:together])
+        for number in range(together, len(layers)):
+            self._cut_layer(number, layers[number], views[order[number]])
+        self._views = [self._view_of(chunk) for chunk in self.chunks if chunk.layer >= together]
         self._index(layers)
 
     def _cut_buffers(self, places: BufferLayout, layers: Sequence[Layer]) -> None:
@@ -104,20 +114,43 @@ class Layout:
 
     def _cut_layer(self, number: int, layer: Layer, view: TensorView | None) -> None:
         """The chunks of a layer that lies on its own."""
-        p, arrays = layer.parameter, layer.like_parameter()
+        p, arrays, shard = layer.parameter, layer.like_parameter(), layer.shard
+        if not p.numel() and (view is None or shard is None or shard.is_elsewhere):
+            return
         alike = sum(x.shape == p.shape for x in arrays.values()) + len(self._kept(layer))
+        whole = view
         if view is not None:
+            view = view if shard is None else view.here(shard)
             arrays = {name: _viewed(x, name, view, arrays["p"].shape) for name, x in arrays.items()}
         arrays |= self._scratch_of(layer, view)
         options = {} if view is None else view.options
         cut = CUTS[self._engine_of_numbers] if view is None else CUTS_BY_DIMENSIONS[self._engine]
         block = block_numbers(p.device, alike, BLOCK_BYTES if view is None else SLAB_BYTES)
-        for chunk in cut(number, arrays, block):
+        for chunk in cut(number, arrays, block) if p.numel() else ():
             chunk.fixed = options
             self.chunks.append(chunk)
-        if view is not None:
+        if whole is not None:
             lines = {name: x for name, x in arrays.items() if name != "g"}
             self.wholes.append(Chunk(number, lines, fixed=options))
+            if shard is not None:
+                crossing = {name for name, shape in whole.scratch.items() if shard.crosses(shape)}
+                self._crossing[number] = {name: lines[name] for name in crossing}
+
+    def marginals(self, names: Sequence[str]) -> list[tuple[int, str, Tensor]]:
+        """Of these arrays those that join numbers of several workers, each with the number of its layer and
+        its name, in the order of the parameters: 0 where nothing of the layer lies here.
+        """
+        found = [
+            (number, name, held[name])
+            for number in self.cut.tolist()
+            if (held := self._crossing.get(number)) is not None
+            for name in names
+            if name in held
+        ]
+        for number, _, array in found:
+            if not self.layers[number].parameter.numel():
+                array.zero_()
+        return found
 
     def _view_of(self, chunk: Chunk) -> tuple[Chunk, torch.Size, tuple[int, ...], int]:
         """Which part of its layer's gradient a chunk has: size, strides, and how far behind the beginning."""
@@ -183,7 +216,7 @@ class Layout:
                 p = chunk.arrays["p"]
                 of_kind.setdefault((compute_dtype(p), p.device), []).append(chunk)
         self._counts = None if set(counts) == {1} else torch.tensor(counts, device=device)
-        numel = [float(layer.parameter.numel()) for layer in layers]
+        numel = [float(layer.shape.numel()) for layer in layers]
         cohorts = {layer.cohort.number: layer.cohort for layer in layers}
         places = {number: place for place, number in enumerate(cohorts)}
         cohort_of_layer = torch.tensor([places[layer.cohort.number] for layer in layers], device=device)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optim.arithmetic import Marginal
+from optim.arithmetic import Marginal, largest, total
+from optim.engine.fixed_point import inner_product, integers
 
 Function = Callable[..., Mapping[str, Any]]
 
@@ -35,7 +36,7 @@ class Stage:
     `takes` names its arrays (a last argument `*mu` takes mu0, mu1, …), `sums` those of its results that are
     pairs of arrays, whose inner product is summed over each layer; all others are written into the arrays of
     their names. `mentions` are the attributes that its source reads: the numbers of `h`
-    that it can need.
+    that it can need; `joins` says whether its marginals are sums ("sum") or maxima ("max"), if it has any.
     """
 
     def __init__(self, function: Function, sums: tuple[str, ...]) -> None:
@@ -46,6 +47,8 @@ class Stage:
         self.is_of_lines = not {"p", "g"} & set(self.takes)
         """Whether it runs on what is known of rows and columns alone, once for each layer."""
         self.mentions = frozenset(_names_in(function, function.__code__)) | {"maximize"}
+        marginals = {total.__name__: "sum", largest.__name__: "max"}
+        self.joins = next((how for name, how in marginals.items() if name in self.mentions), None)
 
     def pick(self, numbers: Mapping[str, Any]) -> Any:
         """The `h` of this stage: of all numbers, those that it can need."""
@@ -58,21 +61,29 @@ class Stage:
         arrays: Mapping[str, Tensor],
         by_row: bool = False,
         goes_on: frozenset[str] = frozenset(),
+        integers_of: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
         """Work on one chunk and return its sums: of each row, or of the whole chunk.
 
         Arrays are read as float32 (float64 for float64 parameters) and written in their own dtype. The
-        gradient is only read. Marginals of arrays in `goes_on` are joined with what stands there.
+        gradient is only read. Marginals of arrays in `goes_on` are joined with what stands there. With
+        `integers_of` sums are integers (see `optim.engine.fixed_point`), and so are marginals that are sums,
+        which are put there instead of into their arrays.
         """
         inputs = {name: self._read(arrays.get(name)) for name in self.asks_for(arrays)}
         if h.maximize and "g" in inputs:
             inputs["g"] = -inputs["g"]  # type: ignore[operator]
         values: Mapping[str, Any] = self.function(h, *inputs.values())
-        sums = [_inner(values[name], by_row) for name in self.sums]
+        if integers_of is None:
+            sums = [_inner(values[name], by_row) for name in self.sums]
+        else:
+            sums = [inner_product(*values[name]) for name in self.sums]
         for name, value in values.items():
             if name in arrays and name not in self.sums:
                 target = arrays[name]
-                if isinstance(value, Marginal):
+                if isinstance(value, Marginal) and integers_of is not None and value.how == "sum":
+                    integers_of[name] = _integers(value.of, target)
+                elif isinstance(value, Marginal):
                     _join(target, value, name in goes_on)
                 elif value is not target:
                     target.copy_(value)
@@ -88,6 +99,14 @@ class Stage:
         if array is None or array.dtype == compute_dtype(array):
             return array
         return array.to(compute_dtype(array))
+
+
+def _integers(x: Tensor, target: Tensor) -> Tensor:
+    """The sums of x over the dimensions in which the target has size 1, as integers."""
+    sizes = zip(x.shape, target.shape, strict=True)
+    dimensions = [d for d, (size, left) in enumerate(sizes, start=1) if left == 1 != size]
+    found = integers(x)
+    return found.sum(dimensions, keepdim=True) if dimensions else found
 
 
 def _names_in(function: Function, code: CodeType) -> Iterator[str]:

@@ -28,7 +28,10 @@ def factor(h: Any, r: Tensor, c: Tensor, row_sums: Tensor, column_sums: Tensor) 
         row_sums = row_sums.unflatten(-1, (h.repeats, -1)).sum(-2)
     r = r.lerp(row_sums / h.columns + h.eps1, h.gain2)
     c = c.lerp(column_sums / h.rows + h.eps1, h.gain2)
-    a = (r / r.mean(h.down, keepdim=True)).rsqrt()
+    mean = c.mean(h.across, keepdim=True)  # that of r too; c is whole where rows are spread over workers
+    if h.repeats > 1:
+        mean = mean.unflatten(-1, (h.repeats, -1)).mean(-2)
+    a = (r / mean).rsqrt()
     return {"r": r, "c": c, "a": torch.cat([a] * h.repeats, -1) if h.repeats > 1 else a, "b": c.rsqrt()}
 
 
@@ -108,7 +111,7 @@ class Adafactor(Rule):
         down, across = dimensions
         rows, columns = shape[down], shape[across]
         taps, repeats = math.prod(shape[across + 1 :]), 1
-        options = {"rows": rows, "columns": columns, "down": down}
+        options = {"rows": rows, "columns": columns, "across": across}
         if not contiguous or rows * columns * taps != shape.numel():
             r, c = _with_one(shape, across), _with_one(shape, down)
             return TensorView(
@@ -122,7 +125,7 @@ class Adafactor(Rule):
         of_rows, of_columns = (rows, 1, *tail), (1, columns // repeats, *tail)
         views = {"p": (rows, *of_columns[1:]), "r": (rows, 1, *[taps][: len(tail)]), "c": of_columns}
         scratch = {"row_sums": of_rows, "column_sums": of_columns, "a": of_rows, "b": of_columns}
-        return TensorView(views, scratch, options | {"down": 0, "repeats": repeats})
+        return TensorView(views, scratch, options | {"across": 1, "repeats": repeats})
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:

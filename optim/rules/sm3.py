@@ -100,7 +100,8 @@ class SM3(Rule):
 
     @classmethod
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
-        return cls.stages if any(group["variant"] == "I" for group in groups) else cls.stages[2:]
+        variants = {group["variant"] for group in groups}
+        return cls.stages[0 if "I" in variants else 2 : None if "II" in variants else 5]
 
     @classmethod
     def tensor_view(cls, h: Mapping[str, Any], shape: torch.Size, contiguous: bool) -> TensorView | None:

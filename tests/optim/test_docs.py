@@ -27,7 +27,7 @@ def test_the_table_is_the_generated_one():
 
 def test_the_example_passes_all_tests_that_are_made_for_each_rule(tmp_path):
     """The page's rule and oracle, put where the page says, in a process of their own."""
-    _, rule, oracle = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    *_, rule, oracle = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     for folder, source in (("rules", rule), ("oracles", oracle)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "signum.py").write_text(source)

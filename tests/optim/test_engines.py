@@ -96,7 +96,9 @@ def test_later_blocks_join_statistics_of_earlier_ones_in_bf16(name):
 
     (rows, [p, _]), (whole, [q, _]) = trained("rows"), trained("tensor")
     assert len(rows._engine.layout.chunks) > 2
-    torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-6)
+    # Sums in another order may turn one rounding of bf16, which is a step at the size a weight had then.
+    largest = torch.maximum(q.abs().float(), torch.tensor(start[0]).abs().float())
+    assert ((p.float() - q.float()).abs() <= 2**-7 * largest + 1e-6).all()
     for key, value in whole.state[q].items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(rows.state[p][key], value, rtol=1e-5, atol=0)

@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -261,47 +260,3 @@ def test_parameters_that_share_memory_are_refused_where_they_cannot_be_moved():
     with pytest.raises(ValueError, match="share memory"):
         optim.build("lamb", shared, flatten=True)
     optim.build("lamb", shared)
-
-
-@each_way
-def test_parts_of_layers_need_only_their_sums_to_be_completed(engine, flatten):
-    """Two optimizers with half of each layer and a common `reduce` do what one does with the whole layers."""
-    start, gradients, rates = cases.history([(8, 6), (4, 10)], steps=8)
-    for name in ("lamb", "lars", "novograd", "amos", "funnelled_sgdm"):
-        options = {"max_grad_norm": 1.0} if name == "lamb" else {}
-        expected = cases.train(
-            cases.built(name, cases.tensors(start), engine, flatten, **options), gradients, rates
-        )
-        halves = _train_in_halves(name, options, start, gradients, rates, engine, flatten)
-        for p, half in zip(expected, halves, strict=True):
-            if name != "amos":  # it also needs the whole layer's size
-                np.testing.assert_allclose(half, p.detach().numpy(), rtol=1e-10, atol=1e-12)
-
-
-def _train_in_halves(name, options, start, gradients, rates, engine, flatten):
-    import threading
-
-    barrier, parts, made = threading.Barrier(2), [None, None], [None, None]
-
-    def reduce_of(rank):
-        def reduce(sums, op):
-            assert op == "sum"
-            parts[rank] = sums.clone()
-            barrier.wait(60)
-            sums.copy_(parts[0] + parts[1])
-            barrier.wait(60)
-
-        return reduce
-
-    def run(rank):
-        cut = [slice(0, len(a) // 2) if rank == 0 else slice(len(a) // 2, None) for a in start]
-        mine = cases.tensors([a[c] for a, c in zip(start, cut, strict=True)])
-        optimizer = cases.built(name, mine, engine, flatten, **options)
-        optimizer.reduce = reduce_of(rank)
-        cases.train(optimizer, [[g[c] for g, c in zip(step, cut, strict=True)] for step in gradients], rates)
-        made[rank] = [p.detach().numpy() for p in mine]
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
-    [thread.start() for thread in threads]
-    [thread.join(120) for thread in threads]
-    return [np.concatenate(pair) for pair in zip(*made, strict=True)]

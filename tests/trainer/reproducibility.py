@@ -121,8 +121,9 @@ def leg(chosen: Recipe, folder: str, until: int) -> Trace:
     follow(training, kept, until)
     if training.group.size > 1:
         dist.barrier()  # all have read the old checkpoint
+    state = training.state()  # of all workers, where each has a part
     if training.group.rank == 0:
-        store.save(training.progress.step, training.state())
+        store.save(training.progress.step, state)
         store.wait()
     return kept
 
@@ -139,9 +140,9 @@ def follow(training: Training, kept: Trace, until: int | None) -> None:
     """Train until a step, adding to a trace."""
     for step in steps(training) if until is None or training.progress.step < until else ():
         if step.step == 1:
-            kept.gradients = [
-                p.grad.numpy().copy() for p in training.model.parameters() if p.grad is not None
-            ]
+            gradients = [p.grad for p in training.model.parameters() if p.grad is not None]
+            whole = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in gradients]
+            kept.gradients = [g.numpy().copy() for g in whole]
         kept.losses.append(step.loss)
         kept.norms.append(step.gradient_norm)
         if step.step == until:
@@ -153,10 +154,13 @@ def _listen(training: Training) -> dict[int, list[int]]:
     served: dict[int, list[int]] = {}
     backward = training.forward_backward.backward
 
-    def listening(micro_batches: list[int], batch: dict[str, Tensor], execution: Any) -> Tensor:
+    def listening(
+        micro_batches: list[int], batch: dict[str, Tensor], execution: Any, weight: float = 1.0
+    ) -> Tensor:
         for j, ids in zip(micro_batches, batch["id"].chunk(len(micro_batches)), strict=True):
-            served[j] = ids.tolist()
-        return backward(micro_batches, batch, execution)
+            if weight:
+                served[j] = ids.tolist()
+        return backward(micro_batches, batch, execution, weight)
 
     training.forward_backward.backward = listening  # type: ignore[method-assign]
     return served

@@ -42,6 +42,9 @@ def test_a_wider_micro_batch_keeps_more_and_nothing_is_allocated_for_it():
     each_worker, disk = (text for _, text in memory.rows(plan, Wide()))
     assert "4.4 TB weights + 4.4 TB gradients" in each_worker
     assert "checkpoints of" in disk
+    two = planned(recipe(run={"workers": 2}), Wide())
+    other = dict(memory.rows(two, Wide()))["with parallel: fsdp"]
+    assert "2.2 TB weights + 2.2 TB gradients + 4.4 TB state" in other
 
 
 def test_recomputed_blocks_keep_less():

@@ -252,3 +252,26 @@ def test_a_long_run_is_planned_at_once():
     started = time.process_time()
     planned(recipe("train.epochs=1000000", "echo.factor=1.5"), Points())
     assert time.process_time() - started < 20
+
+
+class Tied(Points):
+    """A model with a parameter of no dimension, and one that two modules share."""
+
+    def __init__(self, scalar: bool = False):
+        super().__init__()
+        self.scalar = scalar
+
+    def model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 5))
+        model[1].weight = model[0].weight
+        if self.scalar:
+            model.register_parameter("gain", nn.Parameter(torch.ones(())))
+        return model
+
+
+def test_what_cannot_be_spread_by_rows_is_refused():
+    assert "gain of shape () has no rows" in refusal("run.parallel=fsdp", task=Tied(scalar=True))
+    tied = refusal('run.parallel={fsdp: {units: ["0"]}}', task=Tied())
+    assert "0.weight and 1.weight are one parameter in two units" in tied
+    assert "units: 9 finds no module" in refusal('run.parallel={fsdp: {units: ["9"]}}', task=Tied())
+    assert planned(recipe("run.parallel=fsdp"), Tied()).parameters == 9 + 3 + 3 + 20

@@ -168,7 +168,12 @@ def test_files_that_cannot_be_read(tmp_path, content):
             "init={from: first, zero: [norm.*]}",
             "init.zero: is norm.*, and from is first; leave it out: all weights come from there",
         ),
-        ("run.parallel=fsdp", "run.parallel: is \"fsdp\"; it should be 'ddp'"),
+        ("run.parallel=zero", "run.parallel: is \"zero\"; it should be 'ddp' or 'fsdp'"),
+        ("run.parallel={fsdp: {unit: a}}", "run.parallel.fsdp.unit: is an unknown key"),
+        ("run.parallel={}", "run.parallel: gives none of ddp and fsdp; give one of them"),
+        ("run.parallel={ddp: {}, fsdp: {}}", "run.parallel: gives ddp and fsdp; give one of them"),
+        ("run={parallel: fsdp, compile: true}", "run.compile: is true, and parallel is fsdp"),
+        ("run={parallel: fsdp, channels_last: true}", "run.channels_last: is true, and parallel is fsdp"),
         ("train.average=ema", 'train.average: is "ema"; give a section, one of ema, swa'),
         ("train.average={kind: em}", "train.average.kind: is em; did you mean ema?"),
         (

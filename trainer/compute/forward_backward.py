@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
-from data_echo import EchoLoader, generators
+from data_echo import Draws, EchoLoader, generators
 from trainer.compute.batch_norm import BatchNorms
 from trainer.compute.execution import Execution
 from trainer.compute.precision import LossScale, autocast
@@ -51,6 +52,7 @@ class ForwardBackward:
         self.loader = make_loader(position)
         self._make_loader = make_loader
         self._loaded: dict[int, Batch] = {}  # what was read ahead
+        self._spare: tuple[Sequence[int], Batch] | None = None
 
     def rewind(self, position: int) -> None:
         """Serve the micro-batches from `position` on once more."""
@@ -61,9 +63,26 @@ class ForwardBackward:
         """The augmented examples of these micro-batches, one after the other, on the device."""
         return _joined([self._load_one(j) for j in micro_batches])
 
-    def backward(self, micro_batches: Sequence[int], batch: Batch, execution: Execution) -> Tensor:
-        """Add the gradient of the batch's summed loss, times the loss scale; return `statistics`: [loss sum,
-        count, batch norms' ...], float64, valid until the next call."""
+    def spare(self, position: int) -> tuple[Sequence[int], Batch]:
+        """A micro-batch for passes that only keep others company: always the first that this worker serves
+        from the `position` on that this was first called with, out of a loader of its own.
+        """
+        if self._spare is None:
+            j = next(j for j in count(position) if self.loader.serves(j))
+            loader = self._make_loader(j)
+            try:
+                batch, draws = loader.micro_batch(j)
+            finally:
+                loader.close()
+            self._spare = [j], self._augmented(j, batch, draws)
+        return self._spare
+
+    def backward(
+        self, micro_batches: Sequence[int], batch: Batch, execution: Execution, weight: float = 1.0
+    ) -> Tensor:
+        """Add the gradient of the batch's summed loss, times the loss scale and `weight`; return
+        `statistics`: [loss sum, count, batch norms' ...], float64, valid until the next call.
+        """
         self.seed_forward(micro_batches[0])
         self.norms.stack(len(micro_batches))
         self.norms.clear()
@@ -71,7 +90,8 @@ class ForwardBackward:
         with autocast(self.precision, self.device):
             loss, count = self.task.loss(model, batch)
         # Not backward(scale): a gradient argument would import sympy.
-        (loss if self.scale.value == 1 else loss * self.scale.value).backward()
+        factor = self.scale.value * weight
+        (loss if factor == 1 else loss * factor).backward()
         self.statistics[0] = loss.detach()
         self.statistics[1] = count
         self.statistics[2:-1] = self.norms.statistics
@@ -110,7 +130,9 @@ class ForwardBackward:
     def _load_one(self, j: int) -> Batch:
         if j in self._loaded:
             return self._loaded.pop(j)
-        batch, draws = self.loader.micro_batch(j)
+        return self._augmented(j, *self.loader.micro_batch(j))
+
+    def _augmented(self, j: int, batch: Batch, draws: Draws) -> Batch:
         generators.seed(self.seed, "augment", j)
         return self.task.augment(batch, draws)
 

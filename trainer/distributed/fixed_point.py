@@ -40,6 +40,10 @@ class FixedPointSum:
 
     def over(self, group: WorkerGroup) -> Tensor:
         """The sum over all workers' summands, float64; NaN throughout if one did not fit."""
-        sums = group.all_reduce(self.total)
-        value = sum((total[:-1].double() * step for total, step in zip(sums, self.STEPS, strict=True)), 0.0)
-        return torch.where(sums[0, -1] == 0, value, torch.nan)
+        return self.value(group.all_reduce(self.total))
+
+    @classmethod
+    def value(cls, total: Tensor) -> Tensor:
+        """The numbers [length] of a `total` [3, length + 1]."""
+        value = sum((part[:-1].double() * step for part, step in zip(total, cls.STEPS, strict=True)), 0.0)
+        return torch.where(total[0, -1] == 0, value, torch.nan)

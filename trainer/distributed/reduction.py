@@ -8,48 +8,100 @@ still running.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from optim.engine.fixed_point import numbers, square_sum
 from optim.flat import FlatBuffers, FlatOptimizer
 from trainer.distributed.fixed_point import FixedPointSum
+from trainer.distributed.fully_sharded import gathered
 from trainer.distributed.group import WorkerGroup
+from trainer.distributed.sharded_state import ShardedOptimizer
 
 FIRST_BUCKET_BYTES = 1 << 20  # small, so that sending starts early in the backward pass
 BUCKET_BYTES = 25 << 20  # DDP's default: large enough to use the link, small enough to overlap
 
 
 class Reduction(Protocol):
-    """Sums gradients (in the flat buffers, in place) and one vector of statistics over a step's
-    micro-batches.
+    """How a model lies on the workers, and how its gradients (in place) and one vector of statistics are
+    summed over a step's micro-batches.
     """
+
+    is_spread: bool
+    """Whether each worker holds a part of the model. Then every pass, checkpoint and evaluation is one of all
+    workers together.
+    """
+
+    saves_together: bool
+    """Whether each worker holds a part of what a checkpoint does."""
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that lie here, to be changed in place."""
 
     def begin(self) -> None:
         """A step starts: nothing is summed yet."""
 
-    def expect_last(self) -> None:
-        """The next backward pass is this worker's last of the step."""
+    def begin_pass(self, is_last: bool) -> None:
+        """A backward pass follows: this worker's last of the step, or not."""
 
     def add(self, statistics: Tensor) -> None:
         """A backward pass is done; its statistics (1-D, float64) join the sum."""
 
-    def finish(self) -> Tensor:
-        """Sum over the workers; the gradient buffers hold the total, and the summed statistics are
-        returned.
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Sum over the workers; the gradients hold the total. Returns the summed statistics, and squares [n]
+        whose sum is that of all gradients.
         """
 
+    def is_finite(self) -> bool:
+        """Whether every parameter is."""
 
-class FastReduction:
+    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Where each worker can run `model`, or an average of it, by itself."""
+
+    def gathered(self, value: Any) -> Any:
+        """A state with its tensors whole, on rank 0."""
+
+
+class Replicated:
+    """What all ways have in common in which each worker holds the whole model, its gradients in flat
+    buffers.
+    """
+
+    is_spread = False
+
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer | ShardedOptimizer):
+        self.group, self.optimizer = group, optimizer
+        self.saves_together = isinstance(optimizer, ShardedOptimizer)
+
+    def gradients(self) -> list[Tensor]:
+        return self.optimizer.flat.gradients
+
+    def squares(self) -> Tensor:
+        """Of each gradient buffer [buffers]."""
+        return torch.stack([gradient.dot(gradient) for gradient in self.gradients()])
+
+    def is_finite(self) -> bool:
+        return all(bool(buffer.isfinite().all()) for buffer in self.optimizer.flat.parameters)
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def gathered(self, value: Any) -> Any:
+        return gathered(value, self.group) if self.saves_together else value
+
+
+class FastReduction(Replicated):
     """Floating-point sums; buckets of the gradient buffers travel as soon as the last backward pass has
     filled them.
     """
 
-    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int):
-        self.group, self.optimizer = group, optimizer
-        self.parameters = [p for members in optimizer.param_groups for p in members["params"]]
+    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer | ShardedOptimizer, statistics: int):
+        super().__init__(group, optimizer)
+        self.parameters = optimizer.flat.held
         self.statistics = torch.zeros(statistics, dtype=torch.float64, device=group.device)
         self.flat: FlatBuffers | None = None  # those that the buckets are slices of
         self.buckets: list[Tensor] = []
@@ -71,13 +123,13 @@ class FastReduction:
             self.missing[bucket] += 1
         self.sent, self.last = [], False
 
-    def expect_last(self) -> None:
-        self.last = True
+    def begin_pass(self, is_last: bool) -> None:
+        self.last = is_last
 
     def add(self, statistics: Tensor) -> None:
         self.statistics += statistics
 
-    def finish(self) -> Tensor:
+    def finish(self) -> tuple[Tensor, Tensor]:
         self._send_until(
             len(self.buckets)
         )  # parameters without a gradient this time, or no micro-batch at all
@@ -85,7 +137,7 @@ class FastReduction:
         for work in self.sent:
             if work is not None:
                 work.wait()
-        return self.statistics
+        return self.statistics, self.squares()
 
     def _filled(self, parameter: Tensor) -> None:
         if not self.last:
@@ -102,7 +154,7 @@ class FastReduction:
             self.sent.append(self.group.all_reduce_async(bucket))
 
 
-class ExactReduction:
+class ExactReduction(Replicated):
     """Fixed-point sums: each micro-batch's gradient is rounded once to a multiple of 2^-60 and added in
     integers.
 
@@ -110,8 +162,14 @@ class ExactReduction:
     `FixedPointSum`), or is not finite, makes the whole sum NaN, which the loop refuses to train on.
     """
 
-    def __init__(self, group: WorkerGroup, optimizer: FlatOptimizer, statistics: int, micro_batches: int):
-        self.group, self.optimizer = group, optimizer
+    def __init__(
+        self,
+        group: WorkerGroup,
+        optimizer: FlatOptimizer | ShardedOptimizer,
+        statistics: int,
+        micro_batches: int,
+    ):
+        super().__init__(group, optimizer)
         buffers = optimizer.flat.gradients
         self.sums = [FixedPointSum(buffer.numel(), micro_batches, group.device) for buffer in buffers]
         self.statistics = FixedPointSum(statistics, micro_batches, group.device)
@@ -120,7 +178,7 @@ class ExactReduction:
         for total in (*self.sums, self.statistics):
             total.clear()
 
-    def expect_last(self) -> None:
+    def begin_pass(self, is_last: bool) -> None:
         pass  # nothing travels before every micro-batch has been rounded
 
     def add(self, statistics: Tensor) -> None:
@@ -129,13 +187,13 @@ class ExactReduction:
             total.add(buffer)
             buffer.zero_()
 
-    def finish(self) -> Tensor:
+    def finish(self) -> tuple[Tensor, Tensor]:
         for buffer, total in zip(self.optimizer.flat.gradients, self.sums, strict=True):
             buffer.copy_(total.over(self.group))
-        return self.statistics.over(self.group)
+        return self.statistics.over(self.group), numbers(square_sum(self.gradients())).view(1)
 
 
-def _buckets(flat: FlatBuffers, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], dict[Tensor, int]]:
+def _buckets(flat: FlatBuffers, parameters: Sequence[Tensor]) -> tuple[list[Tensor], dict[Tensor, int]]:
     """Slices of the gradient buffers in the order in which a backward pass fills them, and each parameter's
     bucket.
     """

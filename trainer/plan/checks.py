@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import with_advice
 from trainer.plan.schedules import BatchStages, LearningRate
 from trainer.recipe.durations import LARGEST, Duration
+from trainer.recipe.parallel import FsdpSection
 from trainer.recipe.schedule import ExponentialDecay, StepDecay
 from trainer.recipe.schema import Contradiction, Recipe, least_capacity
 from trainer.recipe.train import StochasticAverage
@@ -133,8 +134,33 @@ def model(recipe: Recipe, model: nn.Module) -> Iterator[Contradiction]:
         if not activation_checkpointing.blocks(model, blocks):
             modules = ", ".join(name for name, _ in model.named_modules() if name) or "none"
             yield "run.recompute", f"{shown} finds no block of the model", f"its modules are {modules}"
+    if recipe.run.fsdp is not None:
+        yield from _spread(recipe.run.fsdp, model)
     if recipe.run.channels_last and not any(parameter.dim() == 4 for parameter in model.parameters()):
         yield "run.channels_last", "is true, and the model has no convolution over images", "leave it out"
+
+
+def _spread(fsdp: FsdpSection, model: nn.Module) -> Iterator[Contradiction]:
+    """What cannot be spread over workers by its rows."""
+    from trainer.compute import activation_checkpointing
+
+    right = "let run.parallel be ddp"
+    for name, parameter in model.named_parameters():
+        if not parameter.dim() or not parameter.numel():
+            wrong = f"is fsdp, and {name} of shape {tuple(parameter.shape)} has no rows"
+            yield "run.parallel", wrong, f"give it a shape of one dimension, or {right}"
+    for pattern in fsdp.units or ():
+        if not activation_checkpointing.blocks(model, (pattern,)):
+            modules = ", ".join(name for name, _ in model.named_modules() if name) or "none"
+            yield "run.parallel.fsdp.units", f"{pattern} finds no module", f"the model's are {modules}"
+    units = activation_checkpointing.blocks(model, fsdp.units or True)
+    first: dict[nn.Parameter, tuple[str, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        unit = next((unit for unit in units if name.startswith(f"{unit}.")), "")
+        other, before = first.setdefault(parameter, (unit, name))
+        if other != unit:
+            wrong = f"is fsdp, and {before} and {name} are one parameter in two units"
+            yield "run.parallel", wrong, f"let run.parallel.fsdp.units hold neither or both, or {right}"
 
 
 def groups(recipe: Recipe, model: nn.Module) -> Iterator[Contradiction]:

@@ -16,24 +16,43 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+MODES = ("ddp", "ddp, shard_state", "fsdp")  # of run.parallel
 PURPOSE = "memory"  # of the probe's draws
 PROBED_EXAMPLES = 2  # that are prepared; the micro-batch is filled with them
 
 
 def rows(plan: Plan, task: Task) -> list[tuple[str, str]]:
     """The estimate for the screen: question and answer."""
-    return [("each worker", _memory(plan, task)), ("disk", _disk(plan))]
+    told = [("each worker", _memory(plan, task)), ("disk", _disk(plan))]
+    if plan.recipe.run.most_workers > 1:
+        others = [mode for mode in MODES if mode != _mode(plan)]
+        told[1:1] = [(f"with parallel: {mode}", _held(plan, mode)[1]) for mode in others]
+    return told
+
+
+def _mode(plan: Plan) -> str:
+    """How the recipe spreads the model."""
+    run = plan.recipe.run
+    return "fsdp" if run.fsdp else "ddp, shard_state" if run.shards_state else "ddp"
+
+
+def _held(plan: Plan, parallel: str) -> tuple[int, str]:
+    """Bytes that a worker holds of weights, gradients and state, and the same in words."""
+    is_spread = parallel == "fsdp" and plan.recipe.run.most_workers > 1
+    weights = 4 * (plan.part_numbers if is_spread else plan.parameters)
+    state = plan.state_bytes if parallel == "ddp" else plan.part_state_bytes
+    known = f"{in_bytes(weights)} weights + {in_bytes(weights)} gradients + {in_bytes(state)} state"
+    return 2 * weights + state, f"{known} + the unit at work" if is_spread else known
 
 
 def _memory(plan: Plan, task: Task) -> str:
-    weights, state = 4 * plan.parameters, plan.state_bytes
-    known = f"{in_bytes(weights)} weights + {in_bytes(weights)} gradients + {in_bytes(state)} state"
+    held, known = _held(plan, _mode(plan))
     try:
         activations = activation_bytes(plan, task)
     except Exception as error:  # the user's own code, under tensors that have no numbers
         reason = str(getattr(error, "wrong", f"{type(error).__name__}: {error}")).partition("\n")[0]
         return f"{known} + activations that could not be estimated ({reason})"
-    whole = in_bytes(2 * weights + state + activations)
+    whole = in_bytes(held + activations)
     micro = f"activations of a micro-batch of {plan.recipe.batch.micro}"
     return f"{whole} = {known} + {in_bytes(activations)} {micro}"
 

@@ -35,6 +35,8 @@ class Plan:
     warmup_examples: int
     parameters: int  # numbers that are trained
     state_bytes: int  # of the optimizer
+    part_numbers: int  # of the parameters, the most that one worker holds where the model is spread
+    part_state_bytes: int
     checkpointed_blocks: tuple[str, ...]  # modules that compute their activations again
 
     @property
@@ -83,6 +85,7 @@ def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
     refuse([recipe.problem(*contradiction) for contradiction in contradictions])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps, served = stages.steps(total)
+    workers = recipe.run.fewest_workers
     return Plan(
         recipe=recipe,
         examples=examples,
@@ -97,6 +100,10 @@ def resolve(recipe: Recipe, inputs: Inputs | None = None) -> Plan:
         warmup_examples=rate.warmup_examples,
         parameters=sum(parameter.numel() for parameter in parameters),
         state_bytes=optim.state_bytes(recipe.optimizer.name, parameters, **recipe.optimizer.hyper),
+        part_numbers=sum(-(-len(p) // workers) * p[0].numel() if p.dim() else 1 for p in parameters),
+        part_state_bytes=optim.state_bytes(
+            recipe.optimizer.name, parameters, workers=workers, **recipe.optimizer.hyper
+        ),
         checkpointed_blocks=tuple(activation_checkpointing.blocks(model, recipe.run.recompute)),
     )
 

@@ -7,7 +7,14 @@ from typing import get_origin
 
 from pydantic_core import ErrorDetails
 
-from trainer.recipe.schema import NUMBER_OR_RANGE, SECTIONS, Contradiction, Section, Sections
+from trainer.recipe.parallel import WORD_OR_SECTION
+from trainer.recipe.schema import (
+    NUMBER_OR_RANGE,
+    SECTIONS,
+    Contradiction,
+    Section,
+    Sections,
+)
 
 _SHOWN = 200  # characters of a value
 
@@ -94,7 +101,7 @@ def _locate(loc: tuple[int | str, ...], sections: Sections) -> tuple[str, type[S
     names: tuple[str, ...] = ()
     model = sections[()]
     for part in loc:
-        if part in NUMBER_OR_RANGE:
+        if part in (*NUMBER_OR_RANGE, *WORD_OR_SECTION):
             continue
         if isinstance(part, int):
             key.append(str(part))

@@ -30,6 +30,7 @@ from trainer.recipe.durations import (
     Text,
     refuse,
 )
+from trainer.recipe.parallel import FsdpSection, ModeOrSection, section_of
 from trainer.recipe.schedule import ScheduleSection
 from trainer.recipe.train import TrainSection
 
@@ -186,8 +187,10 @@ class RunSection(Section):
         "fewer when some are lost, more when there is room again",
     )
     pool: PoolSection = Field(default=PoolSection(), description="the processes that prepare examples")
-    parallel: Literal["ddp"] = Field(
-        default="ddp", description="how the model is spread: each worker holds the whole"
+    parallel: ModeOrSection = Field(
+        default="ddp",
+        description="ddp: each worker holds the whole model; fsdp: its rows of every layer; {ddp: {…}} or "
+        "{fsdp: {…}} with options",
     )
     stack: Literal["auto"] | Count = Field(default="auto", description="micro-batches per forward pass")
     reduction: Literal["fast", "exact"] = Field(
@@ -225,6 +228,25 @@ class RunSection(Section):
     def most_workers(self) -> int:
         """The run takes no more."""
         return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def fsdp(self) -> FsdpSection | None:
+        """How the model is spread over the workers; None where each holds the whole."""
+        return section_of(self.parallel).fsdp
+
+    @property
+    def shards_state(self) -> bool:
+        """Whether whole models share the optimizer's state among them."""
+        ddp = section_of(self.parallel).ddp
+        return ddp is not None and ddp.shard_state
+
+    @model_validator(mode="after")
+    def _spreads_what_it_can(self) -> "RunSection":
+        right = "leave it out, or let parallel be ddp"
+        for key, is_set in {"compile": self.compile, "channels_last": self.channels_last}.items():
+            if self.fsdp is not None and is_set:
+                raise refuse("is true, and parallel is fsdp", right, key)
+        return self
 
     @model_validator(mode="after")
     def _compiles_no_exact_run(self) -> "RunSection":
