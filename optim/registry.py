@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,29 +14,13 @@ from torch.optim.optimizer import ParamsT
 import optim.rules
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
-from optim.torch_optimizers import FROM_TORCH
+from optim.torch_optimizers import FLAT, FROM_TORCH
 
-_MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "engine", "flatten"}
-"""Constructor arguments that say how to compute, not what."""
+_KERNELS = {"foreach", "fused", "capturable", "differentiable"}
+"""Constructor arguments of torch's that say how to compute, not what."""
 
-
-def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
-    """Torch's optimizer with `flat` and `zero_grad` of ours, under a name that pickle finds here."""
-    name = f"Flat{kind.__name__}"
-    globals()[name] = type(name, (FlatOptimizer, kind), {"__module__": __name__, "step": _settled_step(kind)})
-    return globals()[name]
-
-
-def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
-    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        self.adopt()
-        with torch.no_grad():
-            return inspect.unwrap(kind.step)(self, closure)  # see `plain`
-
-    return step
-
-
-_FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in FROM_TORCH.values()}}
+_MACHINERY = _KERNELS | {"params", "engine", "flatten"}
+"""All such arguments."""
 
 
 @cache
@@ -64,14 +48,16 @@ def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) ->
         name: one of `names()`.
         params: as for any optimizer of torch.
         flatten: move parameters and gradients into flat buffers, `optimizer.flat`.
-        hyper: its hyperparameters, `hyperparameters(name)`; for our own rules also `engine`.
+        hyper: its hyperparameters, `hyperparameters(name)`; for our own rules also `engine`, for torch's
+            `fused`, `foreach`, `capturable` and `differentiable`, as its class takes them. Without these its
+            fused kernels are used, where there are any, for the steps in which they are right.
 
     Raises:
         ValueError: an unknown name.
         TypeError: a hyperparameter that this optimizer does not have.
     """
     known = hyperparameters(name)
-    unknown = set(hyper) - set(known) - ({"engine"} if name in rules() else set())
+    unknown = set(hyper) - set(known) - ({"engine"} if name in rules() else _KERNELS)
     if unknown:
         raise TypeError(
             f"{name}: unknown hyperparameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
@@ -79,11 +65,8 @@ def build(name: str, params: ParamsT, *, flatten: bool = False, **hyper: Any) ->
     if name in rules():
         return rules()[name](params, flatten=flatten, **hyper)
     entry = FROM_TORCH[name]
-    params = _listed(params)
-    hyper = entry.fixed | entry.defaults | hyper
-    if entry.fused and _can_fuse(params):
-        hyper["fused"] = True
-    optimizer = _FLAT[entry.kind](params, **hyper)
+    optimizer = FLAT[entry.kind](params, **(entry.fixed | entry.defaults | hyper))
+    optimizer.may_fuse = entry.fused and not _KERNELS & set(hyper)
     if flatten:
         optimizer.flatten()
     return optimizer
@@ -122,7 +105,7 @@ def _torchs_bytes(name: str, dtype: torch.dtype, hyper: dict[str, Any]) -> tuple
     torch's rules keep arrays like the parameter, and single numbers.
     """
     entry, p = FROM_TORCH[name], nn.Parameter(torch.zeros(2, dtype=dtype))
-    kind: Any = _FLAT[entry.kind]
+    kind: Any = FLAT[entry.kind]
     optimizer = kind([p], **(entry.fixed | entry.defaults | hyper), foreach=False)
     p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -137,23 +120,3 @@ def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:
             torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
         )
     return nn.Parameter(torch.empty(tuple(given), device="meta"))
-
-
-def _listed(params: ParamsT) -> list[Any]:
-    """Parameters or groups as lists, since what may be an iterator is looked at twice."""
-    return [{**p, "params": _tensors(p)} if isinstance(p, dict) else p for p in params]
-
-
-def _tensors(group: dict[str, Any]) -> list[Any]:
-    held = group["params"]
-    return [held] if isinstance(held, Tensor) else list(held)
-
-
-def _can_fuse(params: list[Any]) -> bool:
-    """Whether torch's fused kernels take all of these parameters."""
-    tensors = [
-        p[1] if isinstance(p, tuple) else p
-        for e in params
-        for p in (e["params"] if isinstance(e, dict) else [e])
-    ]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)
