@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Rule(FlatOptimizer):
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
+    words: ClassVar[dict[str, tuple[Any, ...]]] = {}
     elements: ClassVar[tuple[str, ...]] = ()
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +51,8 @@ class Rule(FlatOptimizer):
     def __init_subclass__(cls) -> None:
         """Turn the annotated class attributes into the constructor's arguments."""
         super().__init_subclass__()
+        kinds = inspect.get_annotations(cls, eval_str=True) | {"maximize": bool}
+        cls.words = {name: _words(kind) for name, kind in kinds.items() if _words(kind)}
         cls.hyper = {name: cls.__dict__[name] for name in inspect.get_annotations(cls)}
         for name in cls.hyper:
             delattr(cls, name)  # an attribute `optimizer.lr` would invite to set it, and change nothing
@@ -68,6 +71,7 @@ class Rule(FlatOptimizer):
         given.apply_defaults()
         hyper = given.arguments
         params, flatten = hyper.pop("params"), hyper.pop("flatten")
+        _refuse_other_than("engine", hyper["engine"], get_args(EngineName))
         self._choice: EngineName = hyper.pop("engine")
         super().__init__(params, hyper)
         if flatten:
@@ -108,6 +112,8 @@ class Rule(FlatOptimizer):
         group = self.param_groups[-1]
         for name in self.hyper:
             _refuse_out_of_range(name, group[name])
+        for name, words in self.words.items():
+            _refuse_other_than(name, group[name], words)
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")
         self._begin_anew()
@@ -200,6 +206,16 @@ class Rule(FlatOptimizer):
 
 def _argument(name: str, default: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default)
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """The values that an annotation allows, if it counts them."""
+    return (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _refuse_other_than(name: str, value: Any, words: tuple[Any, ...]) -> None:
+    if not any(value is word or (isinstance(value, str) and value == word) for word in words):
+        raise ValueError(f"Invalid {name} value: {value!r}; it is one of {', '.join(map(repr, words))}")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:

@@ -154,6 +154,10 @@ class TorchOptimizer(FlatOptimizer):
     may_fuse = False
     """Whether steps choose between torch's fused kernels and its others; else its own arguments decide."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seen: list[Any] = []
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the weights once, as torch does."""
         loss = None
@@ -162,14 +166,28 @@ class TorchOptimizer(FlatOptimizer):
                 loss = closure()
         self.adopt()
         if self.may_fuse:
-            for group in self.param_groups:
-                group["fused"] = self._fuses([p for p in group["params"] if p.grad is not None])
+            self._choose_kernels()
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             inspect.unwrap(super().step)(self)  # see `plain`
         return loss
 
+    def _choose_kernels(self) -> None:
+        """Fuse each group whose parameters allow it; asked anew only where something looks different."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients: list[Any] = [p.grad for p in parameters]
+        seen: list[Any] = [list(map(id, parameters)), [g.layout for g in gradients]]
+        if set(seen[1]) == {torch.strided}:
+            seen += [[p.stride() for p in parameters], [g.stride() for g in gradients]]
+        if seen != self._seen:
+            self._seen = seen
+            for group in self.param_groups:
+                group["fused"] = self._fuses([p for p in group["params"] if p.grad is not None])
+
     def _fuses(self, parameters: list[Tensor]) -> bool:
         """Whether fused kernels are right for all of these; then the counts of steps are where they look."""
+        begun = {self.state[p].get("momentum_buffer") is not None for p in parameters}
+        if len(begun) > 1:  # of which torch's fused SGD makes an error
+            return False
         if not all(_is_plain(p) and self._agrees_in_memory(p) for p in parameters):
             return False
         for p in parameters:
@@ -183,8 +201,17 @@ class TorchOptimizer(FlatOptimizer):
         tensors = (x for x in (p.grad, *self.state[p].values()) if isinstance(x, Tensor))
         return is_dense(p) and all(x.stride() == strides for x in tensors if x.dim() == len(strides))
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch has it."""
+        super().load_state_dict(state_dict)
+        self._seen = []
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"may_fuse": self.may_fuse}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen = []
 
 
 def _is_plain(p: Tensor) -> bool:
