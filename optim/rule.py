@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -73,6 +74,7 @@ class Rule(FlatOptimizer):
         params, flatten = hyper.pop("params"), hyper.pop("flatten")
         _refuse_other_than("engine", hyper["engine"], get_args(EngineName))
         self._choice: EngineName = hyper.pop("engine")
+        self._holds_some_layers = _is_made_by_zero_redundancy()
         super().__init__(params, hyper)
         if flatten:
             self.flatten()
@@ -86,6 +88,11 @@ class Rule(FlatOptimizer):
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         """The stages that these groups' options need."""
         return cls.stages
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        """The option of these groups for which a function of layers adds them all up."""
+        return None
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
@@ -139,6 +146,11 @@ class Rule(FlatOptimizer):
         self._engine = None
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
+        if self._holds_some_layers and (option := self.sums_all_layers(self.param_groups)):
+            raise RuntimeError(
+                f"{type(self).__name__}: {option} needs all layers, of which ZeroRedundancyOptimizer gives each "
+                f"rank its own alone; set it off, or use torch.distributed.fsdp.fully_shard"
+            )
         kind = chosen(self._choice, [layer.parameter for layer in layers])
         return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind)
 
@@ -197,11 +209,22 @@ class Rule(FlatOptimizer):
         self._begin_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_choice": self._choice}
+        own = {name: getattr(self, name) for name in ("_choice", "_holds_some_layers")}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._begin_anew()
+
+
+def _is_made_by_zero_redundancy() -> bool:
+    """Whether torch's ZeroRedundancyOptimizer is making this optimizer, for some of the layers."""
+    maker, frame = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer"), sys._getframe()
+    while frame is not None and maker is not None:
+        if frame.f_globals is vars(maker):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _argument(name: str, default: Any, kind: Any) -> inspect.Parameter:

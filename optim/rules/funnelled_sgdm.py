@@ -1,6 +1,7 @@
 """Funnelled SGD with momentum."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,3 +73,7 @@ class FunnelledSGDM(Rule):
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
         return {"gain": 1 - h.beta, "least_log_gain": -h.max_log_gain, "most_log_gain": h.max_log_gain}
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        return "global_scale" if any(group["global_scale"] for group in groups) else None

@@ -101,3 +101,7 @@ class LAMB(Rule):
     @classmethod
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         return cls.stages if any(group["max_grad_norm"] for group in groups) else cls.stages[2:]
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        return "max_grad_norm" if any(group["max_grad_norm"] for group in groups) else None
