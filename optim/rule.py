@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -193,20 +193,54 @@ class Rule(FlatOptimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down."""
+        """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down.
+
+        Hyperparameters that an older version did not save are the constructor's.
+
+        Raises:
+            ValueError: a saved state is another optimizer's; nothing has been loaded then.
+        """
         final: dict[str, Any] = {}
-        last_hook = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
+
+        def check(_: Any, given: dict[str, Any]) -> None:
+            final.update(given)
+            self._refuse_others_states(final)
+
+        last_hook = self.register_load_state_dict_pre_hook(check)
         try:
             super().load_state_dict(state_dict)
         finally:
             last_hook.remove()
-        saved = [number for group in final["param_groups"] for number in group["params"]]
-        held = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(saved, held, strict=True):
+        for number, p, _ in self._numbered(final):
             for name, value in final["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+                if name == "step":
+                    self.state[p]["step"] = int(value)
+                elif isinstance(value, Tensor) and value.is_floating_point():
                     self.state[p][name] = value.to(p.device, compute_dtype(p), copy=True)
+        self._complete_groups()
         self._begin_anew()
+
+    def _numbered(self, saved: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
+        """Saved number, parameter and options of each parameter."""
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+            for number, p in zip(group["params"], own["params"], strict=False):
+                yield number, p, own | group
+
+    def _refuse_others_states(self, saved: Mapping[str, Any]) -> None:
+        for number, p, group in self._numbered(saved):
+            state = saved["state"].get(number)
+            if state and (missing := {"step", *self.state_shapes(group, p.shape)} - state.keys()):
+                name = type(self).__name__
+                raise ValueError(
+                    f"{name}: the saved state of parameter {number} lacks {', '.join(sorted(missing))}; it has "
+                    f"{', '.join(sorted(state))}: load what a {name} with these options has saved"
+                )
+
+    def _complete_groups(self) -> None:
+        """Give groups that an older version saved the hyperparameters that it did not know."""
+        for group in self.param_groups:
+            for name, default in (self.hyper | self.defaults).items():
+                group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_choice", "_holds_some_layers")}
@@ -214,6 +248,7 @@ class Rule(FlatOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._complete_groups()
         self._begin_anew()
 
 

@@ -79,10 +79,11 @@ class Layer:
     state: dict[str, Any]
     cohort: LayerCohort
     shapes: Shapes
+    states: tuple[str, ...]
 
     def tensors(self) -> Arrays:
-        """The states that are tensors."""
-        return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+        """The states that are tensors; what others keep beside them is none of ours."""
+        return {name: self.state[name] for name in self.states}
 
     def like_parameter(self) -> Arrays:
         """Parameter, gradient and the states that are not one number; all alike without a `TensorView`."""
@@ -232,7 +233,7 @@ def _neighbours(layers: Sequence[Layer], flat: BufferLayout) -> Iterator[tuple[t
         buffer, start, numel = flat.place(layer.parameter)
         run += start != expected
         expected = start + rows_of(numel) * ROW
-        yield (buffer, run, layer.cohort.options, tuple(layer.state)), layer
+        yield (buffer, run, layer.cohort.options, layer.states), layer
 
 
 def _lines(arrays: Arrays) -> Arrays | None:

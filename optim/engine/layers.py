@@ -24,6 +24,9 @@ class LayerSource(Shapes, Protocol):
     def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
 
+    def state_shapes(self, h: Mapping[str, Any], shape: torch.Size) -> Mapping[str, torch.Size]:
+        """Names and shapes of a parameter's state."""
+
     def scalars_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """The numbers of a group at step t."""
 
@@ -75,10 +78,11 @@ class StepLayers:
         for number, group in enumerate(rule.param_groups):
             for p in group["params"]:
                 if p.grad is not None:
-                    state = rule.state[p] or rule.initial_state(p, group)
+                    state = rule.state[p] if "step" in rule.state[p] else rule.initial_state(p, group)
                     key = number, state["step"]
                     cohort = cohorts.setdefault(key, LayerCohort(len(cohorts), state["step"]))
-                    layer = Layer(p, p.grad, state, cohort, rule)
+                    states = tuple(rule.state_shapes(group, p.shape))
+                    layer = Layer(p, p.grad, state, cohort, rule, states)
                     for name, value in layer.tensors().items():  # the parameter may have got another dtype
                         state[name] = value.to(p.device, compute_dtype(p))
                     self._layers.append(layer)
