@@ -21,6 +21,7 @@ _HOME = {
     "describe": "help",
     "table": "help",
     "Lookahead": "lookahead",
+    "ScheduleFree": "schedule_free",
     "Average": "averaging",
     "ema": "averaging",
     "swa": "averaging",

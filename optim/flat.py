@@ -175,6 +175,14 @@ class FlatOptimizer(torch.optim.Optimizer):
         self._flatten = True
         self.adopt()
 
+    def unflatten(self) -> None:
+        """Move parameters and gradients into memory of their own again, so that each can be saved alone."""
+        if (flat := self.flat_or_none) is not None:
+            for p in flat.held:
+                p.data = p.data.clone()
+                p.grad = None if p.grad is None else p.grad.clone()
+        self._flatten, self._flat = False, None
+
     @property
     def flat(self) -> FlatBuffers:
         """The flat buffers; other ones after parameters got another dtype or device.

@@ -148,8 +148,8 @@ class Rule(FlatOptimizer):
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
         if self._holds_some_layers and (option := self.sums_all_layers(self.param_groups)):
             raise RuntimeError(
-                f"{type(self).__name__}: {option} needs all layers, of which ZeroRedundancyOptimizer gives each "
-                f"rank its own alone; set it off, or use torch.distributed.fsdp.fully_shard"
+                f"{type(self).__name__}: {option} needs all layers, of which ZeroRedundancyOptimizer gives "
+                f"each rank its own alone; set it off, or use torch.distributed.fsdp.fully_shard"
             )
         kind = chosen(self._choice, [layer.parameter for layer in layers])
         return Engine(stages_of(self.rounds(self.param_groups), self.layer_states), kind)
@@ -230,17 +230,18 @@ class Rule(FlatOptimizer):
         for number, p, group in self._numbered(saved):
             state = saved["state"].get(number)
             if state and (missing := {"step", *self.state_shapes(group, p.shape)} - state.keys()):
-                name = type(self).__name__
+                name, lost, held = type(self).__name__, ", ".join(sorted(missing)), ", ".join(sorted(state))
                 raise ValueError(
-                    f"{name}: the saved state of parameter {number} lacks {', '.join(sorted(missing))}; it has "
-                    f"{', '.join(sorted(state))}: load what a {name} with these options has saved"
+                    f"{name}: the saved state of parameter {number} lacks {lost}; it has {held}: load what a "
+                    f"{name} with these options has saved"
                 )
 
     def _complete_groups(self) -> None:
         """Give groups that an older version saved the hyperparameters that it did not know."""
+        known = self.hyper | {"maximize": False}
         for group in self.param_groups:
-            for name, default in (self.hyper | self.defaults).items():
-                group.setdefault(name, default)
+            for name, published in known.items():
+                group.setdefault(name, self.defaults.get(name, published))
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_choice", "_holds_some_layers")}

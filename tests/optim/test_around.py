@@ -91,11 +91,11 @@ def test_a_saved_count_of_steps_may_be_a_tensor(name):
 
 @each_rule
 def test_another_optimizers_state_is_refused_whole(name):
-    optimizer, other, gradients = pair(name)
+    _, other, gradients = pair(name)
     stranger = optim.build("rprop", cases.tensors(cases.history()[0]))
     cases.train(stranger, gradients)
     before = other.state_dict()
-    with pytest.raises(ValueError, match="the saved state of parameter 0 lacks .*; it has prev, step"):
+    with pytest.raises(ValueError, match=r"the saved state of parameter 0 lacks .*; it has prev, step"):
         other.load_state_dict(stranger.state_dict())
     assert other.state_dict()["param_groups"] == before["param_groups"]
     assert not other.state
