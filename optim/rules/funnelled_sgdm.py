@@ -46,8 +46,8 @@ class FunnelledSGDM(Rule):
 
     State: log a (called log_p, the paper's p), m, u (each like p, fp32) and log s: 12 bytes per parameter, 4
     per tensor.
-    Defaults: ours; there is no official code, and the sources at hand leave the gains open. γ_a = γ_s = 0 is
-        SGD with momentum exactly.
+    Defaults: ours; there is no official code, and the sources at hand leave the gains open. lr is a tenth of
+        what SGD with momentum takes, since s may grow tenfold. γ_a = γ_s = 0 is SGD with momentum exactly.
     Options: `gain_rate` is γ_a, `scale_rate` γ_s; `global_scale` False gives each layer its own s from its
         own ⟨u, g⟩; `normalize_alignment` takes the cosine of u and g for s and the sign of m g for a, free of
         the gradient's scale.
@@ -55,7 +55,7 @@ class FunnelledSGDM(Rule):
     Use: as SGD with momentum, where its learning rate schedule is to adapt itself.
     """
 
-    lr: float = 0.1
+    lr: float = 0.01
     momentum: float = 0.9
     beta: float = 0.9
     gain_rate: float = 1e-3
