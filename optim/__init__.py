@@ -38,7 +38,7 @@ def _rules() -> dict[str, str]:
     return {
         name: f"rules.{path.stem}"
         for path in files
-        for name in re.findall(r"^class (\w+)\(Rule\):", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"^class (\w+)\(\w+\):", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
 
 

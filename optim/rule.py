@@ -21,7 +21,7 @@ class Rule(FlatOptimizer):
     """An optimizer given by its mathematics.
 
     A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in
-    the order of its constructor, and:
+    the order of its constructor (a rule derived from another changes some of its defaults), and:
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one, which works them out
@@ -52,10 +52,11 @@ class Rule(FlatOptimizer):
     def __init_subclass__(cls) -> None:
         """Turn the annotated class attributes into the constructor's arguments."""
         super().__init_subclass__()
-        kinds = inspect.get_annotations(cls, eval_str=True) | {"maximize": bool}
-        cls.words = {name: _words(kind) for name, kind in kinds.items() if _words(kind)}
-        cls.hyper = {name: cls.__dict__[name] for name in inspect.get_annotations(cls)}
-        for name in cls.hyper:
+        kinds = inspect.get_annotations(cls, eval_str=True)
+        words = {name: _words(kind) for name, kind in (kinds | {"maximize": bool}).items()}
+        cls.words = cls.words | {name: known for name, known in words.items() if known}
+        cls.hyper = cls.hyper | {name: cls.__dict__[name] for name in kinds}
+        for name in kinds:
             delattr(cls, name)  # an attribute `optimizer.lr` would invite to set it, and change nothing
         options: dict[str, Any] = {"maximize": False, "engine": "auto", "flatten": False}
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
