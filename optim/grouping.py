@@ -41,8 +41,8 @@ def group_parameters(
         model: its parameters keep their order inside each group; tied ones appear once.
         no_decay: who gets `weight_decay=0.0`: "default" (biases and normalisation parameters), None or [] for
             nobody, or patterns of parameter names ("*.bias", "head.*").
-        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB); other rules
-        ignore it.
+        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB), AdamW (Muon);
+            other rules ignore it.
         lr_multipliers: pattern to factor, kept in the group as `lr_multiplier`; whoever sets `lr` applies it.
             The first pattern that matches counts.
 

@@ -44,6 +44,8 @@ class Rule(FlatOptimizer):
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Function | None, ...]] = ()
+    needs_whole_layers: ClassVar[bool] = False
+    """Whether no reduction could make up for a layer's being spread over workers."""
 
     _engine: Engine | None = None
     reduce: Reduce | None = None
@@ -122,6 +124,11 @@ class Rule(FlatOptimizer):
             _refuse_out_of_range(name, group[name])
         for name, words in self.words.items():
             _refuse_other_than(name, group[name], words)
+        if self.needs_whole_layers and any(hasattr(p, "placements") for p in group["params"]):
+            raise ValueError(
+                f"{type(self).__name__} needs whole matrices, and DTensors are spread over workers; give these "
+                "parameters to another optimizer, or train them replicated (DDP)"
+            )
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")
         self._begin_anew()

@@ -20,6 +20,7 @@ from optim.engine.chunks import (
     blocks_of,
     is_small,
     tables,
+    whole,
 )
 from optim.engine.scalars import LayerScalars, LayerState, RowScalars
 from optim.engine.stage import compute_dtype
@@ -111,6 +112,7 @@ class Layout:
         arrays |= self._scratch_of(layer, view)
         options = {} if view is None else view.options
         cut = CUTS[self._engine_of_numbers] if view is None else CUTS_BY_DIMENSIONS[self._engine]
+        cut = whole if view is not None and view.whole else cut
         block = block_numbers(p.device, alike, BLOCK_BYTES if view is None else SLAB_BYTES)
         for chunk in cut(number, arrays, block):
             chunk.fixed = options

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 import optim
 from optim.registry import rules
@@ -40,6 +41,12 @@ def test_what_needs_all_layers_is_refused_where_a_rank_holds_some(group_of_one, 
         with pytest.raises(RuntimeError, match=f"{option} needs all layers, .* ZeroRedundancyOptimizer"):
             optimizer.step()
         assert torch.equal(p, torch.ones(3, 2))
+
+
+def test_muon_refuses_matrices_that_are_spread_over_workers(group_of_one):
+    spread = DTensor.from_local(torch.ones(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+    with pytest.raises(ValueError, match="Muon needs whole matrices, and DTensors are spread"):
+        optim.build("muon", [nn.Parameter(spread)])
 
 
 each_name = pytest.mark.parametrize("name", optim.names())
