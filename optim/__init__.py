@@ -18,6 +18,7 @@ _HOME = {
     "FlatOptimizer": "flat",
     "Grouping": "grouping",
     "group_parameters": "grouping",
+    "layer_decay": "grouping",
     "describe": "help",
     "table": "help",
     "Lookahead": "lookahead",

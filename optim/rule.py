@@ -126,8 +126,8 @@ class Rule(FlatOptimizer):
             _refuse_other_than(name, group[name], words)
         if self.needs_whole_layers and any(hasattr(p, "placements") for p in group["params"]):
             raise ValueError(
-                f"{type(self).__name__} needs whole matrices, and DTensors are spread over workers; give these "
-                "parameters to another optimizer, or train them replicated (DDP)"
+                f"{type(self).__name__} needs whole matrices, and DTensors are spread over workers; give "
+                "these parameters to another optimizer, or train them replicated (DDP)"
             )
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")

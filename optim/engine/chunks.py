@@ -32,8 +32,8 @@ class TensorView:
     """How a rule looks at a tensor whose dimensions matter to it.
 
     `views` are the shapes in which it sees arrays, "p" standing for all that are like the parameter;
-    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone; `whole`
-    says that stages need all of it at once.
+    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone;
+    `whole` says that stages need all of it at once.
     """
 
     views: Mapping[str, tuple[int, ...]]

@@ -171,11 +171,10 @@ def test_states_take_the_memory_that_they_say(name, engine, flatten):
     per_parameter = float(said[1]) if said else 0.0
     slots = int(per_parameter) // 4
     exact = optim.state_bytes(name, shapes)
-    # Not said there: single numbers of each tensor, the rows and columns of small matrices, and the second
-    # moment of Muon's vectors.
-    assert abs(exact - per_parameter * numbers) <= 16 * len(shapes) + (
-        4096 if slots == 0 or name == "muon" else 0
-    )
+    # Not said there: single numbers of each tensor, what is held of the rows and columns of small matrices, and
+    # the second moment of vectors.
+    holds_lines = name in ("adafactor", "sm3", "adam_mini", "came", "muon")
+    assert abs(exact - per_parameter * numbers) <= 16 * len(shapes) + 5000 * holds_lines
     padding = 4 * ROW * len(shapes) * max(slots, 1) if engine != "tensor" else 0
     assert exact <= unique_bytes(optimizer) <= exact + padding
 

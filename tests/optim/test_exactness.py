@@ -124,7 +124,7 @@ def test_sm3_of_vectors_is_adagrad():
     "options", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 4}]
 )
 def test_muon_is_torchs_on_matrices_to_rounding(options, engine):
-    """In fp32, with the iterations in bf16 as torch has them; weights are about 3, of which 1e-5 is 40 ulp."""
+    """In fp32, with the iterations in bf16 as torch has them. Weights are about 3, so 1e-5 is 40 ulp."""
     start, gradients, _ = cases.history([(7, 5), (5, 7), (12, 20), (1, 6)], steps=20)
     mine = optim.build("muon", cases.tensors(start, torch.float32), engine=engine, lr=0.02, **options)
     other = torch.optim.Muon(cases.tensors(start, torch.float32), lr=0.02, **options)
