@@ -26,6 +26,8 @@ _HOME = {
     "Average": "averaging",
     "ema": "averaging",
     "swa": "averaging",
+    "passport": "variants",
+    "Passport": "variants",
     "GradientlessDescent": "gradient_free",
     "finite_difference": "gradient_free",
     "forward_gradient": "gradient_free",
