@@ -55,6 +55,12 @@ def plain(method: Callable[..., Any]) -> Callable[..., Any]:
     return MethodType(inspect.unwrap(method), method.__self__)  # type: ignore[attr-defined]
 
 
+@torch._disable_dynamo
+def untraced(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what a compiled training step must not look into: how a step is run is decided on the host."""
+    return function(*args)
+
+
 def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     """The tensor shaped like `like` at element `start` of a 1-D buffer, in its order of memory if dense."""
     if is_dense(like):

@@ -14,7 +14,7 @@ from optim.engine.chunks import Layer, TensorView
 from optim.engine.engine import Engine, EngineName, Reduce, chosen
 from optim.engine.layers import StepLayers
 from optim.engine.stage import Function, compute_dtype, stages_of
-from optim.flat import FlatOptimizer
+from optim.flat import FlatOptimizer, untraced
 
 
 class Rule(FlatOptimizer):
@@ -136,6 +136,9 @@ class Rule(FlatOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the weights once. Parameters without gradient are left alone, with their states."""
+        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optim.flat import FlatOptimizer, is_dense
+from optim.flat import FlatOptimizer, is_dense, untraced
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,9 @@ class TorchOptimizer(FlatOptimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the weights once, as torch does."""
+        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
