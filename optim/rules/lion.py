@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optim.arithmetic import Values, add
@@ -17,15 +16,15 @@ def agreement(h: Any, g: Tensor, m: Tensor) -> Values:
 
 
 def boost(h: Any, kept: Tensor) -> Values:
-    return {"boost": torch.where(h.is_cautious, h.numel / (kept + 1), 1)}
+    return {"boost": h.numel / (kept + 1)}
 
 
 def apply(h: Any, p: Tensor, g: Tensor, m: Tensor) -> Values:
-    c = m.lerp(g, h.gain1)
-    add(p, p, -h.lr, h.weight_decay)
+    c = m.lerp(g, h.gain1).sign_()
     if h.cautious:
-        c.mul_(c * g > 0)
-    return {"p": add(p, c.sign_(), -h.lr, h.boost), "m": m.lerp_(g, h.gain2)}
+        c.mul_(c * g > 0).mul_(h.boost)
+    add(p, p, -h.lr, h.weight_decay)
+    return {"p": add(p, c, -h.lr), "m": m.lerp_(g, h.gain2)}
 
 
 class Lion(Rule):
@@ -60,4 +59,4 @@ class Lion(Rule):
 
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
-        return {"gain1": 1 - h.beta1, "gain2": 1 - h.beta2, "boost": 1.0, "is_cautious": h.cautious}
+        return {"gain1": 1 - h.beta1, "gain2": 1 - h.beta2}
