@@ -221,13 +221,23 @@ def check(recipe: str, overrides: tuple[str, ...], plot: bool, order: int | None
 
 @command
 @click.argument("name", metavar="[NAME]", required=False)
-def optimizers(name: str | None) -> None:
+@click.option(
+    "--compare",
+    metavar="MODULE:CLASS",
+    help="say by its steps which variant of LARS, LAMB, NovoGrad, Adafactor or SM3 a class is",
+)
+def optimizers(name: str | None, compare: str | None) -> None:
     """Show the optimizers, or all about one of them."""
     import optim
     from trainer.errors import UserError
     from trainer.recipe.messages import nearest
 
-    if name is None:
+    if compare is not None:
+        try:
+            click.echo(str(optim.passport(compare)))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    elif name is None:
         click.echo(optim.table())
     elif name in optim.names():
         click.echo(optim.describe(name))

@@ -18,12 +18,16 @@ _HOME = {
     "FlatOptimizer": "flat",
     "Grouping": "grouping",
     "group_parameters": "grouping",
+    "layer_decay": "grouping",
     "describe": "help",
     "table": "help",
     "Lookahead": "lookahead",
+    "ScheduleFree": "schedule_free",
     "Average": "averaging",
     "ema": "averaging",
     "swa": "averaging",
+    "passport": "variants",
+    "Passport": "variants",
     "GradientlessDescent": "gradient_free",
     "finite_difference": "gradient_free",
     "forward_gradient": "gradient_free",
@@ -37,7 +41,7 @@ def _rules() -> dict[str, str]:
     return {
         name: f"rules.{path.stem}"
         for path in files
-        for name in re.findall(r"^class (\w+)\(Rule\):", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"^class (\w+)\(\w+\):", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
 
 

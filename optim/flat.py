@@ -60,6 +60,12 @@ def plain(method: Callable[..., Any]) -> Callable[..., Any]:
     return MethodType(inspect.unwrap(method), method.__self__)  # type: ignore[attr-defined]
 
 
+@torch._disable_dynamo
+def untraced(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what a compiled training step must not look into: how a step is run is decided on the host."""
+    return function(*args)
+
+
 def view_like(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     """The tensor shaped like `like` at element `start` of a 1-D buffer, in its order of memory if dense."""
     if is_dense(like):
@@ -108,18 +114,24 @@ class FlatBuffers(BufferLayout):
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
+        parameters = list(parameters)
         trained = [p for p in parameters if p.requires_grad]
         _refuse_overlap(trained)
         super().__init__(trained)
+        self._left_out = [p for p in parameters if not p.requires_grad]
+        self._zeroed_at: list[int | None] = [None] * len(self.gradients)
         self._where = [(weight.data_ptr(), weight.stride()) for weight, _ in self.homes]
         self.adopt()
 
     def adopt(self) -> bool:
         """Copy back into the buffers what was moved out of them (`.data = …`, `assign=True`).
 
-        A gradient that is None stays None: its parameter takes no part in the step. Nothing is done, and
-        False returned, where a parameter has got another dtype or device than its buffer's.
+        A gradient that is None stays None: its parameter takes no part in the step. Neither do frozen
+        parameters, nor those of a buffer of gradients into which nothing has come since `zero_grad`. False
+        where the buffers fit no more: a parameter has got another dtype or device, or is trained after all.
         """
+        if any(p.requires_grad for p in self._left_out):
+            return False
         strays = [
             (p, weight)
             for p, (weight, _), where in zip(self.held, self.homes, self._where, strict=True)
@@ -130,21 +142,28 @@ class FlatBuffers(BufferLayout):
         for p, weight in strays:
             weight.copy_(p.detach())
             p.data = weight
+        idle = {
+            number
+            for number, buffer in enumerate(self.gradients)
+            if buffer._version == self._zeroed_at[number] and not buffer.any()
+        }
         for p, (_, gradient) in zip(self.held, self.homes, strict=True):
             g = p.grad
-            if g is not gradient and g is not None and not g.is_sparse:
+            if not p.requires_grad or (g is gradient and self._places[p][0] in idle):
+                p.grad = None
+            elif g is not gradient and g is not None and not g.is_sparse:
                 if g.data_ptr() != gradient.data_ptr():
                     gradient.copy_(g)
                 p.grad = gradient
         return True
 
     def zero_grad(self) -> None:
-        """Zero the gradient buffers and give every parameter its view of them again."""
+        """Zero the gradient buffers and give every parameter that is not frozen its view of them again."""
         for buffer in self.gradients:
             buffer.zero_()
+        self._zeroed_at = [buffer._version for buffer in self.gradients]
         for p, (_, gradient) in zip(self.held, self.homes, strict=True):
-            if p.grad is None or p.grad.data_ptr() != gradient.data_ptr():
-                p.grad = gradient
+            p.grad = gradient if p.requires_grad else None
 
 
 class FlatOptimizer(torch.optim.Optimizer):
@@ -170,6 +189,14 @@ class FlatOptimizer(torch.optim.Optimizer):
             )
         self._flatten = True
         self.adopt()
+
+    def unflatten(self) -> None:
+        """Move parameters and gradients into memory of their own again, so that each can be saved alone."""
+        if (flat := self.flat_or_none) is not None:
+            for p in flat.held:
+                p.data = p.data.clone()
+                p.grad = None if p.grad is None else p.grad.clone()
+        self._flatten, self._flat = False, None
 
     @property
     def flat(self) -> FlatBuffers:

@@ -41,8 +41,8 @@ def group_parameters(
         model: its parameters keep their order inside each group; tied ones appear once.
         no_decay: who gets `weight_decay=0.0`: "default" (biases and normalisation parameters), None or [] for
             nobody, or patterns of parameter names ("*.bias", "head.*").
-        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB); other rules
-        ignore it.
+        no_adapt: who gets `adapt=False`, in the same form: no layerwise ratio (LARS, LAMB), AdamW (Muon);
+            other rules ignore it.
         lr_multipliers: pattern to factor, kept in the group as `lr_multiplier`; whoever sets `lr` applies it.
             The first pattern that matches counts.
 
@@ -63,6 +63,42 @@ def group_parameters(
         members.setdefault(treatment, []).append((name, p))
     groups = [_group(treatment, of) for treatment, of in members.items()]
     return Grouping(groups, "\n".join(_line(treatment, of) for treatment, of in members.items()))
+
+
+def layer_decay(model: nn.Module, decay: float, *, blocks: str | None = None) -> dict[str, float]:
+    """Learning rates that decay from the head to the input, for `lr_multipliers` of `group_parameters`: 1 for
+    what follows the blocks, `decay` for the last block, and so on down; what precedes them is one layer more.
+    Clark et al. 2020, arXiv:2003.10555 (ELECTRA); Bao et al. 2021, arXiv:2106.08254 (BEiT).
+
+    Args:
+        model: its parameters in the order of the forward pass, as they are registered.
+        decay: from 0 to 1; 0.65 to 0.9 are usual.
+        blocks: the name of the list of blocks ("encoder.layer"); the longest `ModuleList` or `Sequential` of
+            modules of one class where it is None.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    if not 0.0 < decay <= 1.0:
+        raise ValueError(f"layer_decay: Invalid decay value: {decay}")
+    stacks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(block) for block in module}) == 1
+    }
+    if blocks is None and stacks:
+        blocks = max(stacks, key=lambda name: len(stacks[name]))
+    if blocks not in stacks:
+        raise ValueError(
+            f"layer_decay: no list of blocks {blocks!r}; there are {', '.join(stacks) or 'none'}"
+        )
+    last, passed, depths = len(stacks[blocks]) + 1, False, {}
+    for name, _ in model.named_parameters():
+        inside = name.startswith(f"{blocks}.")
+        passed = passed or inside
+        number = int(name.removeprefix(f"{blocks}.").partition(".")[0]) + 1 if inside else last * passed
+        depths[name] = number
+    return {name: decay ** (last - depth) for name, depth in depths.items()}
 
 
 def _group(treatment: _Treatment, of: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:

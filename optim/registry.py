@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,34 +13,16 @@ from torch.optim.optimizer import ParamsT
 
 import optim.rules
 from optim.engine.chunks import EngineName
-from optim.engine.shards import LayerShard, local_parts, rows_of_worker
+from optim.engine.shards import LayerShard, rows_of_worker
 from optim.flat import FlatOptimizer
 from optim.rule import Rule
-from optim.torch_optimizers import FROM_TORCH
+from optim.torch_optimizers import FLAT, FROM_TORCH
 
-_MACHINERY = {"params", "foreach", "fused", "capturable", "differentiable", "engine", "flatten"}
-"""Constructor arguments that say how to compute, not what."""
+_KERNELS = {"foreach", "fused", "capturable", "differentiable"}
+"""Constructor arguments of torch's that say how to compute, not what."""
 
-
-def _with_flat(kind: type[torch.optim.Optimizer]) -> type[FlatOptimizer]:
-    """Torch's optimizer with `flat` and `zero_grad` of ours, under a name that pickle finds here."""
-    name = f"Flat{kind.__name__}"
-    globals()[name] = type(name, (FlatOptimizer, kind), {"__module__": __name__, "step": _settled_step(kind)})
-    return globals()[name]
-
-
-def _settled_step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
-    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None if closure is None else torch.enable_grad()(closure)()
-        self.adopt()
-        with torch.no_grad(), local_parts(self):
-            inspect.unwrap(kind.step)(self)  # see `plain`
-        return loss
-
-    return step
-
-
-_FLAT = {kind: _with_flat(kind) for kind in {entry.kind for entry in FROM_TORCH.values()}}
+_MACHINERY = _KERNELS | {"params", "engine", "flatten"}
+"""All such arguments."""
 
 
 @cache
@@ -72,14 +54,16 @@ def build(
         flatten: move parameters and gradients into flat buffers, `optimizer.flat`.
         engine: of our own rules; of torch's, "exact" leaves fused kernels out, which round the end of a
             tensor in another way than the rest.
-        hyper: its hyperparameters, `hyperparameters(name)`.
+        hyper: its hyperparameters, `hyperparameters(name)`; for torch's also `fused`, `foreach`, `capturable`
+            and `differentiable`, as its class takes them. Without these its fused kernels are used, where
+            there are any, for the steps in which they are right.
 
     Raises:
         ValueError: an unknown name.
         TypeError: a hyperparameter that this optimizer does not have.
     """
     known = hyperparameters(name)
-    unknown = set(hyper) - set(known)
+    unknown = set(hyper) - set(known) - (set() if name in rules() else _KERNELS)
     if unknown:
         raise TypeError(
             f"{name}: unknown hyperparameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
@@ -87,11 +71,8 @@ def build(
     if name in rules():
         return rules()[name](params, flatten=flatten, engine=engine, **hyper)
     entry = FROM_TORCH[name]
-    params = _listed(params)
-    hyper = entry.fixed | entry.defaults | hyper
-    if entry.fused and engine != "exact" and _can_fuse(params):
-        hyper["fused"] = True
-    optimizer = _FLAT[entry.kind](params, **hyper)
+    optimizer = FLAT[entry.kind](params, **(entry.fixed | entry.defaults | hyper))
+    optimizer.may_fuse = entry.fused and engine != "exact" and not _KERNELS & set(hyper)
     if flatten:
         optimizer.flatten()
     return optimizer
@@ -141,7 +122,7 @@ def _torchs_bytes(name: str, dtype: torch.dtype, hyper: dict[str, Any]) -> tuple
     torch's rules keep arrays like the parameter, and single numbers.
     """
     entry, p = FROM_TORCH[name], nn.Parameter(torch.zeros(2, dtype=dtype))
-    kind: Any = _FLAT[entry.kind]
+    kind: Any = FLAT[entry.kind]
     optimizer = kind([p], **(entry.fixed | entry.defaults | hyper), foreach=False)
     p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -156,23 +137,3 @@ def _on_meta(given: Tensor | Sequence[int]) -> nn.Parameter:
             torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
         )
     return nn.Parameter(torch.empty(tuple(given), device="meta"))
-
-
-def _listed(params: ParamsT) -> list[Any]:
-    """Parameters or groups as lists, since what may be an iterator is looked at twice."""
-    return [{**p, "params": _tensors(p)} if isinstance(p, dict) else p for p in params]
-
-
-def _tensors(group: dict[str, Any]) -> list[Any]:
-    held = group["params"]
-    return [held] if isinstance(held, Tensor) else list(held)
-
-
-def _can_fuse(params: list[Any]) -> bool:
-    """Whether torch's fused kernels take all of these parameters."""
-    tensors = [
-        p[1] if isinstance(p, tuple) else p
-        for e in params
-        for p in (e["params"] if isinstance(e, dict) else [e])
-    ]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)

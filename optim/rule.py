@@ -2,9 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ from optim.engine.exact import ExactEngine
 from optim.engine.layers import StepLayers
 from optim.engine.shards import LayerShard, Reduce, as_dtensor, local, shard_of, whole_or_part
 from optim.engine.stage import Function, compute_dtype, stages_of
-from optim.flat import FlatOptimizer
+from optim.flat import FlatOptimizer, untraced
 
 
 class Rule(FlatOptimizer):
     """An optimizer given by its mathematics.
 
     A subclass declares, as annotated class attributes, its hyperparameters with their published defaults, in
-    the order of its constructor, and:
+    the order of its constructor (a rule derived from another changes some of its defaults), and:
 
     * `elements`: names of states shaped like the parameter; `layer_states`: names of states of one number per
       layer; `scratch`: arrays like the parameter that one stage leaves for a later one, which works them out
@@ -40,10 +41,13 @@ class Rule(FlatOptimizer):
     """
 
     hyper: ClassVar[dict[str, Any]] = {}
+    words: ClassVar[dict[str, tuple[Any, ...]]] = {}
     elements: ClassVar[tuple[str, ...]] = ()
     layer_states: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Function | None, ...]] = ()
+    needs_whole_layers: ClassVar[bool] = False
+    """Whether no reduction could make up for a layer's being spread over workers."""
 
     _engine: Engine | None = None
     shards: Mapping[Tensor, LayerShard] = MappingProxyType({})
@@ -54,8 +58,11 @@ class Rule(FlatOptimizer):
     def __init_subclass__(cls) -> None:
         """Turn the annotated class attributes into the constructor's arguments."""
         super().__init_subclass__()
-        cls.hyper = {name: cls.__dict__[name] for name in inspect.get_annotations(cls)}
-        for name in cls.hyper:
+        kinds = inspect.get_annotations(cls, eval_str=True)
+        words = {name: _words(kind) for name, kind in (kinds | {"maximize": bool}).items()}
+        cls.words = cls.words | {name: known for name, known in words.items() if known}
+        cls.hyper = cls.hyper | {name: cls.__dict__[name] for name in kinds}
+        for name in kinds:
             delattr(cls, name)  # an attribute `optimizer.lr` would invite to set it, and change nothing
         options: dict[str, Any] = {"maximize": False, "engine": "auto", "flatten": False}
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -72,7 +79,9 @@ class Rule(FlatOptimizer):
         given.apply_defaults()
         hyper = given.arguments
         params, flatten = hyper.pop("params"), hyper.pop("flatten")
+        _refuse_other_than("engine", hyper["engine"], get_args(EngineName))
         self._choice: EngineName = hyper.pop("engine")
+        self._holds_some_layers = _is_made_by_zero_redundancy()
         super().__init__(params, hyper)
         if flatten:
             self.flatten()
@@ -86,6 +95,11 @@ class Rule(FlatOptimizer):
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
         """The stages that these groups' options need."""
         return cls.stages
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        """The option of these groups for which a function of layers adds them all up."""
+        return None
 
     @classmethod
     def state_shapes(cls, h: Mapping[str, Any], shape: torch.Size) -> dict[str, torch.Size]:
@@ -112,6 +126,13 @@ class Rule(FlatOptimizer):
         group = self.param_groups[-1]
         for name in self.hyper:
             _refuse_out_of_range(name, group[name])
+        for name, words in self.words.items():
+            _refuse_other_than(name, group[name], words)
+        if self.needs_whole_layers and any(hasattr(p, "placements") for p in group["params"]):
+            raise ValueError(
+                f"{type(self).__name__} needs whole matrices, and DTensors are spread over workers; give "
+                "these parameters to another optimizer, or train them replicated (DDP)"
+            )
         if any(p.is_complex() for p in group["params"]):
             raise ValueError(f"{type(self).__name__} does not support complex parameters")
         if self._sees_layers() and any(getattr(p, "_fsdp_flattened", False) for p in group["params"]):
@@ -124,6 +145,9 @@ class Rule(FlatOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the weights once. Parameters without gradient are left alone, with their states."""
+        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -138,7 +162,7 @@ class Rule(FlatOptimizer):
 
     def _sees_layers(self) -> bool:
         """Whether it does more than take each number by itself."""
-        stages = (stage for stage, _ in stages_of(self.stages, self.layer_states))
+        stages = (stage for stage, _ in stages_of(self.rounds(self.param_groups), self.layer_states))
         return any(stage.sums or stage.joins for stage in stages)
 
     def _begin_anew(self) -> None:
@@ -147,6 +171,11 @@ class Rule(FlatOptimizer):
         self._engine = None
 
     def _new_engine(self, layers: Sequence[Layer]) -> Engine:
+        if self._holds_some_layers and (option := self.sums_all_layers(self.param_groups)):
+            raise RuntimeError(
+                f"{type(self).__name__}: {option} needs all layers, of which ZeroRedundancyOptimizer gives "
+                f"each rank its own alone; set it off, or use torch.distributed.fsdp.fully_shard"
+            )
         kind = chosen(self._choice, [layer.parameter for layer in layers])
         rounds = stages_of(self.rounds(self.param_groups), self.layer_states)
         return ExactEngine(rounds) if kind == "exact" else Engine(rounds, kind)
@@ -172,6 +201,10 @@ class Rule(FlatOptimizer):
         Raises:
             ValueError: it is no part that `shards` or its placements can mean.
         """
+        if self.needs_whole_layers and p in self.shards:
+            raise ValueError(
+                f"{type(self).__name__} needs whole matrices, and shards cuts them; leave it out"
+            )
         shard = self.shards.get(p)
         if shard is not None and p.shape != shard.here(shard.shape):
             raise ValueError(
@@ -214,35 +247,93 @@ class Rule(FlatOptimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down."""
+        """Load torch's form. States keep the dtype they are computed in: torch's own load casts them down.
+
+        Hyperparameters that an older version did not save are the constructor's.
+
+        Raises:
+            ValueError: a saved state is another optimizer's; nothing has been loaded then.
+        """
         final: dict[str, Any] = {}
-        last_hook = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
+
+        def check(_: Any, given: dict[str, Any]) -> None:
+            final.update(given)
+            self._refuse_others_states(final)
+
+        last_hook = self.register_load_state_dict_pre_hook(check)
         try:
             super().load_state_dict(state_dict)
         finally:
             last_hook.remove()
-        saved = [number for group in final["param_groups"] for number in group["params"]]
-        held = [(p, group) for group in self.param_groups for p in group["params"]]
-        for number, (p, group) in zip(saved, held, strict=True):
+        for number, p, group in self._numbered(final):
             shard = self.shard_of(p)
             shapes = {} if shard is None else self.state_shapes(group, shard.shape)
             for name, value in final["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+                if name == "step":
+                    self.state[p]["step"] = int(value)
+                elif isinstance(value, Tensor) and value.is_floating_point():
                     if shard is not None and name in shapes:
                         value = whole_or_part(value, p, shard, shapes[name])
                     self.state[p][name] = local(value).to(p.device, compute_dtype(p), copy=True)
+        self._complete_groups()
         self._begin_anew()
 
+    def _numbered(self, saved: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
+        """Saved number, parameter and options of each parameter."""
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+            for number, p in zip(group["params"], own["params"], strict=False):
+                yield number, p, own | group
+
+    def _refuse_others_states(self, saved: Mapping[str, Any]) -> None:
+        for number, p, group in self._numbered(saved):
+            state, shard = saved["state"].get(number), self.shard_of(p)
+            known = self.state_shapes(group, p.shape if shard is None else shard.shape)
+            if state and (missing := {"step", *known} - state.keys()):
+                name, lost, held = type(self).__name__, ", ".join(sorted(missing)), ", ".join(sorted(state))
+                raise ValueError(
+                    f"{name}: the saved state of parameter {number} lacks {lost}; it has {held}: load what a "
+                    f"{name} with these options has saved"
+                )
+
+    def _complete_groups(self) -> None:
+        """Give groups that an older version saved the hyperparameters that it did not know."""
+        known = self.hyper | {"maximize": False}
+        for group in self.param_groups:
+            for name, published in known.items():
+                group.setdefault(name, self.defaults.get(name, published))
+
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_choice": self._choice}
+        own = {name: getattr(self, name) for name in ("_choice", "_holds_some_layers")}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._complete_groups()
         self._begin_anew()
+
+
+def _is_made_by_zero_redundancy() -> bool:
+    """Whether torch's ZeroRedundancyOptimizer is making this optimizer, for some of the layers."""
+    maker, frame = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer"), sys._getframe()
+    while frame is not None and maker is not None:
+        if frame.f_globals is vars(maker):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _argument(name: str, default: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default)
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """The values that an annotation allows, if it counts them."""
+    return (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _refuse_other_than(name: str, value: Any, words: tuple[Any, ...]) -> None:
+    if not any(value is word or (isinstance(value, str) and value == word) for word in words):
+        raise ValueError(f"Invalid {name} value: {value!r}; it is one of {', '.join(map(repr, words))}")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:

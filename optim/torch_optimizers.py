@@ -1,9 +1,15 @@
 """The optimizers that torch already has exactly: which class, with what, and what they do."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from optim.engine.shards import local_parts
+from optim.flat import FlatOptimizer, is_dense, untraced
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class FromTorch:
         about: what it does, in the form of our rules' docstrings.
         fixed: arguments that make it the optimizer of that name.
         defaults: published defaults where torch's differ.
-        fused: whether torch has a fused kernel, which is then used.
+        fused: whether torch has a fused kernel, which is then used where it is right.
     """
 
     kind: type[torch.optim.Optimizer]
@@ -141,3 +147,96 @@ FROM_TORCH = {
         Deviations of others: the paper has ρ > 4, the authors' code ρ ≥ 5, and it skips the first steps.""",
     ),
 }
+
+
+class TorchOptimizer(FlatOptimizer):
+    """An optimizer of torch's, whose parameters and gradients may lie in flat buffers."""
+
+    may_fuse = False
+    """Whether steps choose between torch's fused kernels and its others; else its own arguments decide."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seen: list[Any] = []
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the weights once, as torch does."""
+        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.adopt()
+        if self.may_fuse:
+            self._choose_kernels()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)), local_parts(self):
+            inspect.unwrap(super().step)(self)  # see `plain`
+        return loss
+
+    def _choose_kernels(self) -> None:
+        """Fuse each group whose parameters allow it; asked anew only where something looks different."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients: list[Any] = [p.grad for p in parameters]
+        seen: list[Any] = [list(map(id, parameters)), [g.layout for g in gradients]]
+        if set(seen[1]) == {torch.strided}:
+            seen += [[p.stride() for p in parameters], [g.stride() for g in gradients]]
+        if seen != self._seen:
+            self._seen = seen
+            for group in self.param_groups:
+                group["fused"] = self._fuses([p for p in group["params"] if p.grad is not None])
+
+    def _fuses(self, parameters: list[Tensor]) -> bool:
+        """Whether fused kernels are right for all of these; then the counts of steps are where they look."""
+        begun = {self.state[p].get("momentum_buffer") is not None for p in parameters}
+        if len(begun) > 1:  # of which torch's fused SGD makes an error
+            return False
+        if not all(_is_plain(p) and self._agrees_in_memory(p) for p in parameters):
+            return False
+        for p in parameters:
+            if isinstance(step := self.state[p].get("step"), Tensor):
+                self.state[p]["step"] = step.to(p.device, torch.float32)
+        return True
+
+    def _agrees_in_memory(self, p: Tensor) -> bool:
+        """Whether gradient and states lie like their parameter: fused kernels do not look at strides."""
+        strides = p.stride()
+        tensors = (x for x in (p.grad, *self.state[p].values()) if isinstance(x, Tensor))
+        return is_dense(p) and all(x.stride() == strides for x in tensors if x.dim() == len(strides))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch has it."""
+        super().load_state_dict(state_dict)
+        self._seen = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"may_fuse": self.may_fuse}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen = []
+
+
+def _is_plain(p: Tensor) -> bool:
+    """Whether fused kernels take the parameter and its gradient: dense, of real numbers, no subclass's."""
+    g = p.grad
+    return (
+        type(p) in (Tensor, nn.Parameter)
+        and p.device.type in ("cpu", "cuda")
+        and p.is_floating_point()
+        and g is not None
+        and not g.is_sparse
+        and g.dtype == p.dtype
+    )
+
+
+def _flat_class(kind: type[torch.optim.Optimizer]) -> type[TorchOptimizer]:
+    """A class of torch's as a `TorchOptimizer`, under a name that pickle finds here."""
+    name = f"Flat{kind.__name__}"
+    globals()[name] = type(name, (TorchOptimizer, kind), {"__module__": __name__})
+    return globals()[name]
+
+
+FLAT = {kind: _flat_class(kind) for kind in {entry.kind for entry in FROM_TORCH.values()}}
+"""Torch's classes, each as a `TorchOptimizer`."""

@@ -33,12 +33,14 @@ class TensorView:
     """How a rule looks at a tensor whose dimensions matter to it.
 
     `views` are the shapes in which it sees arrays, "p" standing for all that are like the parameter;
-    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone.
+    `scratch` those of what one stage leaves for another; `options` what `h` has for this tensor alone;
+    `whole` says that stages need all of it at once.
     """
 
     views: Mapping[str, tuple[int, ...]]
     scratch: Mapping[str, tuple[int, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
     def here(self, shard: LayerShard) -> "TensorView":
         """The view of the part of a layer that lies here, of the view of the whole layer."""
@@ -93,6 +95,7 @@ class Layer:
     state: dict[str, Any]
     cohort: LayerCohort
     shapes: Shapes
+    states: tuple[str, ...]
     shard: LayerShard | None = None
 
     @property
@@ -101,8 +104,8 @@ class Layer:
         return self.parameter.shape if self.shard is None else self.shard.shape
 
     def tensors(self) -> Arrays:
-        """The states that are tensors."""
-        return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+        """The states that are tensors; what others keep beside them is none of ours."""
+        return {name: self.state[name] for name in self.states}
 
     def like_parameter(self) -> Arrays:
         """Parameter, gradient and the states that are not one number; all alike without a `TensorView`."""
@@ -252,7 +255,7 @@ def _neighbours(layers: Sequence[Layer], flat: BufferLayout) -> Iterator[tuple[t
         buffer, start, numel = flat.place(layer.parameter)
         run += start != expected
         expected = start + rows_of(numel) * ROW
-        yield (buffer, run, layer.cohort.options, tuple(layer.state)), layer
+        yield (buffer, run, layer.cohort.options, layer.states), layer
 
 
 def _lines(arrays: Arrays) -> Arrays | None:

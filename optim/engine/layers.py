@@ -28,6 +28,9 @@ class LayerSource(Shapes, Protocol):
     def initial_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
 
+    def state_shapes(self, h: Mapping[str, Any], shape: torch.Size) -> Mapping[str, torch.Size]:
+        """Names and shapes of a parameter's state."""
+
     def scalars_of(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         """The numbers of a group at step t."""
 
@@ -79,11 +82,12 @@ class StepLayers:
         for number, group in enumerate(rule.param_groups):
             for p in group["params"]:
                 if p.grad is not None:
-                    state = rule.state[p] or rule.initial_state(p, group)
+                    state = rule.state[p] if "step" in rule.state[p] else rule.initial_state(p, group)
                     key = number, state["step"]
                     cohort = cohorts.setdefault(key, LayerCohort(len(cohorts), state["step"]))
                     here, shard = local(p), rule.shard_of(p)
-                    layer = Layer(here, here, state, cohort, rule, shard)
+                    states = tuple(rule.state_shapes(group, p.shape if shard is None else shard.shape))
+                    layer = Layer(here, here, state, cohort, rule, states, shard)
                     for name, value in layer.tensors().items():  # the parameter may have got another dtype
                         state[name] = value.to(here.device, compute_dtype(here))
                     self._layers.append(layer)

@@ -20,6 +20,7 @@ from optim.engine.chunks import (
     blocks_of,
     is_small,
     tables,
+    whole,
 )
 from optim.engine.scalars import LayerScalars, LayerState, RowScalars
 from optim.engine.stage import compute_dtype
@@ -118,22 +119,23 @@ class Layout:
         if not p.numel() and (view is None or shard is None or shard.is_elsewhere):
             return
         alike = sum(x.shape == p.shape for x in arrays.values()) + len(self._kept(layer))
-        whole = view
+        logical = view
         if view is not None:
             view = view if shard is None else view.here(shard)
             arrays = {name: _viewed(x, name, view, arrays["p"].shape) for name, x in arrays.items()}
         arrays |= self._scratch_of(layer, view)
         options = {} if view is None else view.options
         cut = CUTS[self._engine_of_numbers] if view is None else CUTS_BY_DIMENSIONS[self._engine]
+        cut = whole if view is not None and view.whole else cut
         block = block_numbers(p.device, alike, BLOCK_BYTES if view is None else SLAB_BYTES)
         for chunk in cut(number, arrays, block) if p.numel() else ():
             chunk.fixed = options
             self.chunks.append(chunk)
-        if whole is not None:
+        if logical is not None:
             lines = {name: x for name, x in arrays.items() if name != "g"}
             self.wholes.append(Chunk(number, lines, fixed=options))
             if shard is not None:
-                crossing = {name for name, shape in whole.scratch.items() if shard.crosses(shape)}
+                crossing = {name for name, shape in logical.scratch.items() if shard.crosses(shape)}
                 self._crossing[number] = {name: lines[name] for name in crossing}
 
     def marginals(self, names: Sequence[str]) -> list[tuple[int, str, Tensor]]:

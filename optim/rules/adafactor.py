@@ -69,7 +69,7 @@ class Adafactor(Rule):
     """Adafactor. Shazeer, Stern 2018, arXiv:1804.04235 v1, Algorithms 4 and 5, as in the authors' code.
 
     Update (t = 1, 2, …; mean over columns in r, over rows in c; RMS over one layer):
-        β₂ = 1 - t^decay_rate,  ρ = lr, or min(0.01, 1 / √t)
+        β₂ = 1 - t^decay_rate,  ρ = lr, or min(0.01, 1 / √t), or lr times that
         r = β₂ r + (1 - β₂) mean(g² + ε₁),  c likewise,  V = r c / mean(r)
         of vectors and scalars V = β₂ V + (1 - β₂) (g² + ε₁)
         U = g / √V,  U = U / max(1, RMS(U) / clip_threshold)
@@ -79,8 +79,9 @@ class Adafactor(Rule):
     State: r, c for tensors of two and more dimensions, else v (fp32); with β₁ also m (like p): rows plus
         columns, 0.016 bytes per parameter at 512 x 512; with β₁ 4 more.
     Defaults: the authors' code (tensor2tensor).
-    Options: `lr` None steps relatively (`warmup_init`: ρ = min(1e-6 t, 1 / √t)); `scale_parameter` False
-        leaves α = ρ; the two largest dimensions of a tensor are factored, if the smaller has
+    Options: `lr` None steps relatively, ρ = min(0.01, 1 / √t) (`warmup_init`: min(1e-6 t, 1 / √t));
+        `relative_step` makes lr a factor of that, 1 or a schedule's shape; `scale_parameter` False leaves α =
+        ρ; the two largest dimensions of a tensor are factored, if the smaller has
         `min_dim_size_to_factor`.
     Deviations of others: torch.optim.Adafactor always takes min(lr, 1 / √t), clamps by ε₁ instead of adding
         it, factors the last two dimensions (of convolutions the taps, which saves nothing) and has no β₁;
@@ -97,6 +98,7 @@ class Adafactor(Rule):
     beta1: float | None = None
     weight_decay: float = 0.0
     scale_parameter: bool = True
+    relative_step: bool = False
     warmup_init: bool = False
     min_dim_size_to_factor: int = 0
 
@@ -139,5 +141,6 @@ class Adafactor(Rule):
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
         ceiling = 1e-6 * t if h.warmup_init else 1e-2
-        beta2 = 1 - t**h.decay_rate
-        return {"beta2": beta2, "gain2": 1 - beta2, "rho": min(ceiling, t**-0.5) if h.lr is None else h.lr}
+        relative = min(ceiling, t**-0.5)
+        rho = relative if h.lr is None else h.lr * relative if h.relative_step else h.lr
+        return {"gain2": t**h.decay_rate, "rho": rho}

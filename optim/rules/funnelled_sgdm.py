@@ -1,6 +1,7 @@
 """Funnelled SGD with momentum."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ class FunnelledSGDM(Rule):
 
     State: log a (called log_p, the paper's p), m, u (each like p, fp32) and log s: 12 bytes per parameter, 4
     per tensor.
-    Defaults: ours; there is no official code, and the sources at hand leave the gains open. γ_a = γ_s = 0 is
-        SGD with momentum exactly.
+    Defaults: ours; there is no official code, and the sources at hand leave the gains open. lr is a tenth of
+        what SGD with momentum takes, since s may grow tenfold. γ_a = γ_s = 0 is SGD with momentum exactly.
     Options: `gain_rate` is γ_a, `scale_rate` γ_s; `global_scale` False gives each layer its own s from its
         own ⟨u, g⟩; `normalize_alignment` takes the cosine of u and g for s and the sign of m g for a, free of
         the gradient's scale.
@@ -54,7 +55,7 @@ class FunnelledSGDM(Rule):
     Use: as SGD with momentum, where its learning rate schedule is to adapt itself.
     """
 
-    lr: float = 0.1
+    lr: float = 0.01
     momentum: float = 0.9
     beta: float = 0.9
     gain_rate: float = 1e-3
@@ -72,3 +73,7 @@ class FunnelledSGDM(Rule):
     @staticmethod
     def numbers(h: Any, t: int) -> dict[str, Any]:
         return {"gain": 1 - h.beta, "least_log_gain": -h.max_log_gain, "most_log_gain": h.max_log_gain}
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        return "global_scale" if any(group["global_scale"] for group in groups) else None

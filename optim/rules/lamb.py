@@ -19,11 +19,30 @@ def clip_factor(h: Any, g2: Tensor) -> Values:
     return {"shrink": (h.max_norm / g2.sum().sqrt()).clamp(max=1)}
 
 
-def moments(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+def average(h: Any, g: Tensor, m: Tensor, v: Tensor) -> None:
     add(m.mul_(h.beta1), g, h.gain1, h.shrink)
     add(v.mul_(h.beta2), g, h.gain2, h.shrink, h.shrink, times=g)
+
+
+def moments(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    average(h, g, m, v)
     u = update(h, p, m, v)
     return {"m": m, "v": v, "u": u, "p2": (p, p), "u2": (u, u)}
+
+
+def agreement(h: Any, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    average(h, g, m, v)
+    kept = (m * g > 0).to(m.dtype)
+    return {"m": m, "v": v, "kept": (kept, kept)}
+
+
+def boost(h: Any, kept: Tensor) -> Values:
+    return {"boost": h.numel / (kept + 1)}
+
+
+def cautious_update(h: Any, p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Values:
+    u = update(h, p, m * h.boost * (m * g > 0) if h.cautious else m, v)
+    return {"u": u, "p2": (p, p), "u2": (u, u)}
 
 
 def update(h: Any, p: Tensor, m: Tensor, v: Tensor) -> Tensor:
@@ -33,6 +52,12 @@ def update(h: Any, p: Tensor, m: Tensor, v: Tensor) -> Tensor:
 def trust_ratio(h: Any, p2: Tensor, u2: Tensor) -> Values:
     ratio = (p2 / u2).sqrt().minimum(h.ceiling)
     return {"ratio": torch.where(h.adapts & (p2 > 0) & (u2 > 0), ratio, 1)}
+
+
+def cautious_apply(h: Any, p: Tensor, g: Tensor, u: Tensor | None, m: Tensor, v: Tensor) -> Values:
+    if u is None and h.cautious:
+        m = m * h.boost * (m * g > 0)
+    return {"p": apply(h, p, u, m, v)["p"]}
 
 
 def apply(h: Any, p: Tensor, u: Tensor | None, m: Tensor, v: Tensor) -> Values:
@@ -58,7 +83,8 @@ class LAMB(Rule):
         `max_grad_norm` divides all gradients by max(1, global norm / max_grad_norm) first (NVLAMB);
         `trust_clip` bounds the ratio by 1 (LAMBC); `always_adapt` False gives layers without decay the ratio
         1 (apex, timm); `decoupled_decay` takes λ p out of u; `adapt` False in a group gives its layers the
-        ratio 1.
+        ratio 1; `cautious` takes m of no weight whose m g ≤ 0, and n / (k + 1) times that of the other k of a
+        layer's n (Liang, Chen, Liu, Liu 2024, arXiv:2411.16085).
     Deviations of others: apex and timm do not adapt layers without decay; DeepSpeed, ColossalAI and jettify
         debias the learning rate after normalising, which shrinks the first thousand steps; pytorch_optimizer
         4.1 debiases m only and clamps ‖p‖ to 10; apex overwrites the gradient.
@@ -75,6 +101,7 @@ class LAMB(Rule):
     trust_clip: bool = False
     always_adapt: bool = True
     decoupled_decay: bool = False
+    cautious: bool = False
 
     elements = ("m", "v")
     scratch = ("u",)
@@ -97,7 +124,14 @@ class LAMB(Rule):
         }
 
     stages = (grad_norm, clip_factor, moments, trust_ratio, apply)
+    cautious_stages = (agreement, boost, cautious_update, trust_ratio, cautious_apply)
 
     @classmethod
     def rounds(cls, groups: Sequence[Mapping[str, Any]]) -> tuple[Function | None, ...]:
-        return cls.stages if any(group["max_grad_norm"] for group in groups) else cls.stages[2:]
+        clips = any(group["max_grad_norm"] for group in groups)
+        cautious = any(group["cautious"] for group in groups)
+        return (cls.stages[:2] if clips else ()) + (cls.cautious_stages if cautious else cls.stages[2:])
+
+    @classmethod
+    def sums_all_layers(cls, groups: Sequence[Mapping[str, Any]]) -> str | None:
+        return "max_grad_norm" if any(group["max_grad_norm"] for group in groups) else None

@@ -47,6 +47,18 @@ def test_schema_is_json():
     assert json.loads(invoke("schema").output)["properties"]["batch"]
 
 
+def test_optimizers_are_listed_described_and_compared():
+    assert "| `lamb` |" in invoke("optimizers").output
+    assert "arXiv:1904.00962" in invoke("optimizers", "lamb").output
+    shown = invoke("optimizers", "--compare", "torch.optim:Adafactor")
+    assert shown.exit_code == 0
+    assert "adafactor, not the paper's" in shown.output
+    for wrong in ("torch.optim:AdamW", "nowhere:Class", "torch.optim"):
+        refused = invoke("optimizers", "--compare", wrong)
+        assert refused.exit_code == 2
+        assert "passport: " in refused.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -113,8 +113,10 @@ def test_compiled_tables_agree_and_compile_once(name, flatten):
     agree(name, trained(name, "compiled", flatten, steps=8), trained(name, "tensor", False, steps=8))
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     stages = (len(optim.registry.rules()[name].stages) + 1) // 2
-    # Factored rules meet tensors of several ranks and taps; all others compile each stage once.
-    assert 1 <= graphs <= (4 if name in ("adafactor", "sm3") else 1) * stages
+    # Rules of dimensions meet tensors of several ranks and taps; all others compile each stage once. Muon's
+    # matrices go through torch's products as they are.
+    of_dimensions = name in ("adafactor", "sm3", "adam_mini", "came")
+    assert (name != "muon") <= graphs <= (4 if of_dimensions else 1) * stages
 
 
 def test_a_compiled_table_agrees():
@@ -173,8 +175,10 @@ def test_states_take_the_memory_that_they_say(name, engine, flatten):
     per_parameter = float(said[1]) if said else 0.0
     slots = int(per_parameter) // 4
     exact = optim.state_bytes(name, shapes)
-    # Not said there: single numbers of each tensor, and the rows and columns of small matrices.
-    assert abs(exact - per_parameter * numbers) <= 16 * len(shapes) + (4096 if slots == 0 else 0)
+    # Not said there: single numbers of each tensor, what is held of rows and columns of small matrices, and
+    # the second moment of vectors.
+    holds_lines = name in ("adafactor", "sm3", "adam_mini", "came", "muon")
+    assert abs(exact - per_parameter * numbers) <= 16 * len(shapes) + 5000 * holds_lines
     padding = 4 * ROW * len(shapes) * max(slots, 1) if engine != "tensor" else 0
     assert exact <= unique_bytes(optimizer) <= exact + padding
 

@@ -119,6 +119,30 @@ def test_sm3_of_vectors_is_adagrad():
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("engine", cases.ENGINES)
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 4}]
+)
+def test_muon_is_torchs_on_matrices_to_rounding(options, engine):
+    """In fp32, with the iterations in bf16 as torch has them. Weights are about 3, so 1e-5 is 40 ulp."""
+    start, gradients, _ = cases.history([(7, 5), (5, 7), (12, 20), (1, 6)], steps=20)
+    mine = optim.build("muon", cases.tensors(start, torch.float32), engine=engine, lr=0.02, **options)
+    other = torch.optim.Muon(cases.tensors(start, torch.float32), lr=0.02, **options)
+    for p, q in zip(cases.train(mine, gradients), cases.train(other, gradients), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
+
+
+def test_muon_without_adaptation_is_adamw():
+    start, gradients, rates = cases.history(steps=20)
+    groups = [{"params": cases.tensors(start), "adapt": False}]
+    muon = optim.build("muon", groups, adam_betas=(0.9, 0.99), adam_eps=1e-8)
+    adamw = optim.build("adamw", cases.tensors(start), betas=(0.9, 0.99), weight_decay=0.1)
+    for mine, theirs in zip(
+        cases.train(muon, gradients, rates), cases.train(adamw, gradients, rates), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 def _vectors():
     random = np.random.default_rng(1)
     return [random.normal(size=9)], [[random.normal(size=9)] for _ in range(20)], [0.1] * 20

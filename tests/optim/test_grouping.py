@@ -98,3 +98,32 @@ def test_every_optimizer_takes_the_groups(name):
     model(torch.randn(8, 3, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     optimizer.step()
     assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))})
+        self.extra = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.head = nn.Linear(4, 2)
+
+
+def test_rates_decay_from_the_head_to_the_input():
+    model = Encoder()
+    rates = optim.layer_decay(model, 0.5)
+    assert rates["embedding.weight"] == 0.0625
+    assert [rates[f"encoder.layer.{n}.bias"] for n in range(3)] == [0.125, 0.25, 0.5]
+    assert rates["extra.0.weight"] == rates["head.bias"] == 1.0
+    assert rates == optim.layer_decay(model, 0.5, blocks="encoder.layer")
+    found = flags(optim.group_parameters(model, lr_multipliers=rates))
+    assert {name: flag[2] for name, flag in found.items()} == rates
+
+
+def test_layers_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match=r"no list of blocks 'blocks'; there are encoder\.layer, extra"):
+        optim.layer_decay(Encoder(), 0.5, blocks="blocks")
+    with pytest.raises(ValueError, match="no list of blocks None; there are none"):
+        optim.layer_decay(nn.Linear(2, 2), 0.5)
+    with pytest.raises(ValueError, match=r"Invalid decay value: 1\.5"):
+        optim.layer_decay(Encoder(), 1.5)

@@ -13,6 +13,7 @@ from tests.optim import cases
 WAYS = [("tensor", False), ("tensor", True), ("rows", False), ("rows", True)]
 each_way = pytest.mark.parametrize(("engine", "flatten"), WAYS)
 each_rule = pytest.mark.parametrize("name", cases.OWN)
+each_name = pytest.mark.parametrize("name", optim.names())
 
 
 def weights(parameters):
@@ -47,6 +48,65 @@ def test_empty_frozen_and_gradientless_parameters_are_left_alone(name, engine, f
     optimizer.step()
     assert optimizer.state[idle]["step"] == 1
     assert not torch.equal(idle, torch.ones(4))
+
+
+@each_name
+@pytest.mark.parametrize("flatten", [False, True])
+def test_layers_may_be_frozen_and_released_in_the_middle(name, flatten):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    optimizer = optim.build(name, model.parameters(), flatten=flatten, lr=0.001)
+    inputs = torch.linspace(-1, 1, 15).view(5, 3)
+
+    def moved():
+        optimizer.zero_grad()
+        before = weights(model.parameters())
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        return [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+
+    assert moved() == [False] * 2 + [True] * 4
+    model[1].requires_grad_(False)
+    assert moved() == [False] * 4 + [True] * 2
+    model[0].requires_grad_(True)
+    assert moved() == [True] * 2 + [False] * 2 + [True] * 2
+    optimizer.zero_grad()
+    model[2].requires_grad_(False)
+    model(inputs).square().sum().backward()
+    before = weights(model.parameters())
+    optimizer.step()
+    moves = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+    assert moves == [True] * 2 + [False] * 4
+
+
+@each_name
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_step_without_a_backward_pass_moves_nothing(name, flatten):
+    p = nn.Parameter(torch.ones(3, 3))
+    optimizer = optim.build(name, [p], flatten=flatten, lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (p * p).sum().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    before, steps = p.detach().clone(), optimizer.state[p].get("step")
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.state[p].get("step") == steps
+    (p * p).sum().backward()
+    optimizer.step()
+    assert not torch.equal(p, before)
+
+
+def test_gradients_that_come_into_the_buffer_unseen_count():
+    """A collective or `.data` may fill a gradient without torch's noticing."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = optim.build("sgd", [p], flatten=True, lr=0.1)
+    optimizer.zero_grad()
+    p.grad.data.fill_(1.0)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), 0.9))
 
 
 @each_rule
@@ -240,6 +300,25 @@ def test_errors_speak_torchs_words(name):
     if "weight_decay" in optim.hyperparameters(name):
         with pytest.raises(ValueError, match=r"Invalid weight_decay value: -0\.1"):
             optim.build(name, [p], weight_decay=-0.1)
+
+
+@each_rule
+def test_words_that_a_rule_does_not_know_are_refused(name):
+    p = nn.Parameter(torch.ones(2))
+    rule = optim.registry.rules()[name]
+    with pytest.raises(ValueError, match="Invalid engine value: 'compild'; it is one of 'auto', 'tensor'"):
+        rule([p], engine="compild")
+    assert set(rule.words) == {"maximize"} | {
+        key for key, value in rule.hyper.items() if isinstance(value, (bool, str))
+    }
+    for key, words in rule.words.items():
+        for word in words:
+            rule([p], **{key: word})
+        for wrong in ("Torch", "i", 1, None):
+            with pytest.raises(
+                ValueError, match=f"Invalid {key} value: {wrong!r}; it is one of {words[0]!r}"
+            ):
+                rule([{"params": [p], key: wrong}])
 
 
 @each_rule

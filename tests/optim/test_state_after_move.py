@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -80,7 +81,19 @@ def replaced_state(model, optimizer):
     return model, optimizer
 
 
+def unflattened(model, optimizer):
+    optimizer.unflatten()
+    return model, optimizer
+
+
+def flattened(model, optimizer):
+    optimizer.flatten()
+    return model, optimizer
+
+
 MOVES = [
+    unflattened,
+    flattened,
     deepcopied,
     pickled,
     saved_by_torch,
@@ -202,3 +215,23 @@ def test_groups_may_be_added_later(name, flatten):
     optimizer.step()
     assert not torch.equal(first, before)
     assert not torch.equal(second, torch.ones(4))
+
+
+def test_flat_layers_are_saved_alone_as_copies_or_unflattened(tmp_path):
+    model = model_of(torch.float32)
+    optimizer = optim.build("lamb", model.parameters(), flatten=True)
+    one_step(model, optimizer, 0)
+
+    def bytes_of(state):
+        torch.save(state, tmp_path / "layer.pt")
+        return (tmp_path / "layer.pt").stat().st_size
+
+    copies = {name: x.clone() for name, x in model[0].state_dict().items()}
+    assert bytes_of(model[0].state_dict()) > 2 * bytes_of(copies)
+    before = copies["weight"]
+    optimizer.unflatten()
+    assert torch.equal(model[0].weight, before)
+    assert bytes_of(model[0].state_dict()) < bytes_of(copies) + 512
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(AttributeError, match="no flat buffers"):
+        _ = optimizer.flat

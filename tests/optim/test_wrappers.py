@@ -14,6 +14,7 @@ from torch import nn
 
 import optim
 from tests.optim import cases
+from tests.oracles.schedule_free import schedule_free
 
 # Lookahead
 
@@ -39,31 +40,93 @@ def test_lookahead_starts_its_slow_weights_at_the_beginning(flatten):
         np.testing.assert_allclose(p.detach().numpy(), reference, rtol=1e-12, atol=1e-14)
 
 
+# Schedule-free
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.8, "weight_decay": 0.1}, {"momentum": 1.0}])
+def test_schedule_free_is_its_paper(options, flatten):
+    start, gradients, rates = cases.history()
+    rates[:10] = [0.001 * t for t in range(10)]  # a warm-up from 0
+    optimizer = optim.ScheduleFree(optim.build("sgd", cases.tensors(start), flatten=flatten), **options)
+    y, x, z = schedule_free(start, gradients, rates, **options)
+    parameters = cases.train(optimizer, gradients, rates)
+
+    def hold(expected):
+        for p, reference in zip(parameters, expected, strict=True):
+            assert np.abs(p.detach().numpy() - reference).max() <= 1e-12 * np.abs(reference).max()
+
+    hold(y)
+    optimizer.eval()
+    hold(x)
+    with pytest.raises(RuntimeError, match="call train"):
+        optimizer.step()
+    optimizer.train()
+    hold(y)
+    for mine, reference in zip(optimizer.kept, z, strict=True):
+        np.testing.assert_allclose(mine.numpy(), reference, rtol=1e-12, atol=1e-14)
+
+
+# Both
+
+
+WRAPPERS = {"lookahead": lambda optimizer: optim.Lookahead(optimizer, k=3), "z": optim.ScheduleFree}
+each_wrapper = pytest.mark.parametrize("array", WRAPPERS)
+
+
+@each_wrapper
 @pytest.mark.parametrize("name", optim.names())
-def test_lookahead_goes_on_where_it_was_saved(name):
+def test_wrapped_optimizers_go_on_where_they_were_saved(name, array):
     start, gradients, _ = cases.history(steps=8)
-    optimizer = optim.Lookahead(optim.build(name, cases.tensors(start), lr=0.01), k=3)
+    optimizer = WRAPPERS[array](optim.build(name, cases.tensors(start), lr=0.01))
     cases.train(optimizer, gradients[:4])
     saved = io.BytesIO()
     torch.save(optimizer.state_dict(), saved)
-    copies = [nn.Parameter(p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-    other = optim.Lookahead(optim.build(name, copies, lr=0.01), k=3)
+    copies = [nn.Parameter(p.detach().clone()) for p in optimizer.parameters()]
+    other = WRAPPERS[array](optim.build(name, copies, lr=0.01))
     other.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
     for p, q in zip(cases.train(optimizer, gradients[4:]), cases.train(other, gradients[4:]), strict=True):
         # Torch's load casts NAdam's fp32 product of momenta to the parameter's dtype.
         assert torch.equal(p, q) or (name == "nadam" and torch.allclose(p, q, rtol=1e-7))
 
 
-def test_lookahead_shares_groups_with_schedulers_and_copies():
+@each_wrapper
+def test_wrapped_states_have_torchs_form(array):
+    optimizer = WRAPPERS[array](optim.build("lamb", cases.tensors([np.ones((2, 2)), np.ones(3)])))
+    saved = optimizer.state_dict()
+    assert list(saved) == ["state", "param_groups"]
+    assert all(torch.equal(saved["state"][n][array], p) for n, p in enumerate(optimizer.parameters()))
+    with pytest.raises(ValueError, match=f"has no '{array}' of some parameters"):
+        optimizer.load_state_dict(optimizer.optimizer.state_dict())
+
+
+@each_wrapper
+def test_hooks_of_wrapped_optimizers_are_called(array):
+    p = nn.Parameter(torch.ones(3))
+    optimizer, calls = WRAPPERS[array](optim.build("lamb", [p])), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("step"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("stepped"))
+    optimizer.register_state_dict_pre_hook(lambda _: calls.append("save"))
+    optimizer.register_state_dict_post_hook(lambda _, saved: {**saved, "calls": calls.append("saved")})
+    optimizer.register_load_state_dict_pre_hook(lambda *_: calls.append("load"))
+    optimizer.register_load_state_dict_post_hook(lambda _: calls.append("loaded"))
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["step", "stepped", "save", "saved", "load", "loaded"]
+
+
+@each_wrapper
+def test_wrapped_optimizers_share_groups_with_schedulers_and_copies(array):
     start, gradients, _ = cases.history(steps=6)
-    optimizer = optim.Lookahead(optim.build("lamb", cases.tensors(start), lr=0.1), k=2)
+    optimizer = WRAPPERS[array](optim.build("lamb", cases.tensors(start), lr=0.1))
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    cases.train(optimizer, gradients[:2])
+    cases.train(optimizer, gradients[:4])
     scheduler.step()
     assert optimizer.optimizer.param_groups[0]["lr"] == 0.05
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        moved = cases.train(other, gradients[2:])
-        reference = cases.train(copy.deepcopy(optimizer), gradients[2:])
+        moved = cases.train(other, gradients[4:])
+        reference = cases.train(copy.deepcopy(optimizer), gradients[4:])
         assert all(torch.equal(p, q) for p, q in zip(moved, reference, strict=True))
 
 

@@ -10,6 +10,7 @@ OPTIONS = [
     {},
     {"lr": None},
     {"lr": None, "warmup_init": True},
+    {"relative_step": True, "warmup_init": True},
     {"scale_parameter": False, "weight_decay": 0.1},
     {"beta1": 0.9, "weight_decay": 0.01},
     {"min_dim_size_to_factor": 5},
@@ -46,12 +47,13 @@ def adafactor_step(
     beta1=None,
     weight_decay=0.0,
     scale_parameter=True,
+    relative_step=False,
     warmup_init=False,
     **_,
 ):
     rho = lr
-    if lr is None:
-        rho = min(1e-6 * t if warmup_init else 1e-2, 1 / math.sqrt(t))
+    if lr is None or relative_step:
+        rho = min(1e-6 * t if warmup_init else 1e-2, 1 / math.sqrt(t)) * (1.0 if lr is None else lr)
     alpha = max(eps[1], rms(x)) * rho if scale_parameter else rho
     beta2 = 1 - t**decay_rate
     squared = g**2 + eps[0]

@@ -16,6 +16,7 @@ OPTIONS = [
     {"always_adapt": False, "weight_decay": 0.0},
     {"decoupled_decay": True, "weight_decay": 0.1},
     {"betas": (0.8, 0.95), "eps": 1e-3},
+    {"cautious": True, "max_grad_norm": 0.5},
 ]
 
 
@@ -32,6 +33,7 @@ def lamb(
     trust_clip=False,
     always_adapt=True,
     decoupled_decay=False,
+    cautious=False,
     adapt=True,
 ):
     b1, b2 = betas
@@ -49,6 +51,9 @@ def lamb(
             if bias_correction:
                 mhat, vhat = mhat / (1 - b1**t), vhat / (1 - b2**t)
             r = mhat / (np.sqrt(vhat) + eps)
+            if cautious:
+                aligned = r * g > 0
+                r = np.where(aligned, r * r.size / (aligned.sum() + 1), 0.0)
             update = r if decoupled_decay else r + weight_decay * x[i]
             ratio = 1.0
             if adapt and (always_adapt or weight_decay) and norm(x[i]) > 0 and norm(update) > 0:

@@ -8,13 +8,18 @@ OPTIONS = [
     {},
     {"weight_decay": 0.1},
     {"betas": (0.5, 0.9)},
+    {"cautious": True, "weight_decay": 0.1},
 ]
 
 
-def lion_step(theta, g, s, lr, t, betas=(0.9, 0.99), weight_decay=0.0, **_):
+def lion_step(theta, g, s, lr, t, betas=(0.9, 0.99), weight_decay=0.0, cautious=False, **_):
     b1, b2 = betas
     c = b1 * s["m"] + (1 - b1) * g
-    new = theta - lr * (np.sign(c) + weight_decay * theta)
+    update = np.sign(c)
+    if cautious:
+        aligned = update * g > 0
+        update = update * aligned * theta.size / (np.count_nonzero(aligned) + 1)
+    new = theta - lr * (update + weight_decay * theta)
     s["m"] = b2 * s["m"] + (1 - b2) * g
     return new
 

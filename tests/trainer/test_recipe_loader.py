@@ -134,7 +134,10 @@ def test_files_that_cannot_be_read(tmp_path, content):
             "optimizer.momentum=-1",
             "optimizer.momentum: is -1 (Invalid momentum value: -1); the published value is 0",
         ),
-        ("optimizer={name: adafactor}", "optimizer.lr: is missing; adafactor has no published rate"),
+        (
+            "optimizer={name: adafactor}",
+            "adafactor has no published rate that a schedule could follow; give one; or `lr: 1` with `rel",
+        ),
         ("optimizer.lr=-0.1", "optimizer.lr: is -0.1; it should be greater than 0"),
         ("batch.size=0", "batch.size: is 0; it should be greater than 0"),
         ("batch.micro=-8", "batch.micro: is -8; it should be greater than 0"),

@@ -29,10 +29,12 @@ def contradictions(section: Hyper) -> Iterator[Contradiction]:
         return
     defaults = published(name)
     if section.get("lr") is None and defaults["lr"] is None:
+        own = "; or `lr: 1` with `relative_step: true`, its published schedule, which the recipe's multiplies"
         yield (
             "optimizer.lr",
             "is missing",
-            f"{name} has no published rate that a schedule could follow; give one",
+            f"{name} has no published rate that a schedule could follow; give one"
+            + (own if "relative_step" in defaults else ""),
         )
     for key, value in section.items():
         if key in defaults:
