@@ -4,6 +4,7 @@ once it has ended, and a sweep that is resumed looks there before it trains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cluster import tracking
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments.course import Order
@@ -205,10 +207,12 @@ def run(
                     journal.write("trial", **what.fields())
                     study.trials.append(what)
                     return
-                journal.write("best", rate=what.rate, **_place(what.cell))
+                if study.best.get(what.cell, math.nan) != what.rate:  # a resumed sweep chooses again
+                    journal.write("best", rate=what.rate, **_place(what.cell))
                 console.say(_line(what, study))
 
-            with _ended(folder, journal), groups() as ready:
+            recipe = next(iter(plan.arms.values()))
+            with tracking.tracked(folder, recipe, console), _ended(folder, journal), groups() as ready:
                 Conductor(plan, lengths, study.trials, note).run(ready)
 
 

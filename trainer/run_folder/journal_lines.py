@@ -41,9 +41,34 @@ def _time(value: Any) -> bool:
     return _number(value) and math.isfinite(value) and 0 <= value <= LATEST
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _number_or_none(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+def _rate(value: Any) -> bool:
+    return _number(value) and math.isfinite(value) and value > 0
+
+
+def _curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, list) and len(point) == 2 and _count(point[0]) and _number(point[1])
+        for point in value
+    )
+
+
+def _recipes(value: Any) -> bool:
+    each = list(value.values()) if _table(value) else []
+    return bool(each) and all(_table(recipe) and _table(recipe.get("track")) for recipe in each)
+
+
+_CELL: dict[str, Check] = {"arm": _text, "batch": _count, "axes": _table}
 FIELDS: dict[str, dict[str, Check]] = {
     "stage": {"name": _text, "seconds": _number},
-    "accepted": {"changes": lambda value: isinstance(value, list) and all(map(_text, value))},
+    "accepted": {"changes": _texts},
     "rewind": {"step": _count},
     "restart": {"reason": _text},
     "resized": {"workers": _count, "reason": _text},
@@ -59,6 +84,28 @@ FIELDS: dict[str, dict[str, Check]] = {
     "decision": {"position": _count, "what": _text, "value": _any},
     "execution": {"reason": _text},
     "target": {"step": _count, "examples": _count, "seconds": _number},
+    "sweep": {
+        "name": _text,
+        "target": lambda value: _table(value) and _text(value.get("metric")),
+        "arms": _texts,
+        "batches": lambda value: isinstance(value, list) and all(map(_count, value)),
+        "recipes": _recipes,
+    },
+    "trial": _CELL
+    | {
+        "key": _text,
+        "rate": _rate,
+        "seed": _count,
+        "stage": lambda value: value in ("search", "report"),
+        "end": _text,
+        "steps": _number_or_none,
+        "trained_steps": _count,
+        "examples": _count,
+        "seconds": _number,
+        "curve": _curve,
+    },
+    "best": _CELL | {"rate": lambda value: value is None or _rate(value)},
+    "fit": {"arm": _text, "axes": _table, "metrics": _table},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
     "forecast": {
         "id": _text,
@@ -76,6 +123,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "end": {"reason": None, "metrics": {}},
 }
 _OPTIONAL: dict[str, dict[str, Check]] = {
+    "trial": {"test": _table, "noise_scale": _number_or_none},
     "step": {"echo": _table, "batch": _number, "step_s": _number},
     "end": {"metrics": _table, "reason": lambda value: value is None or _text(value)},
 }
@@ -103,6 +151,6 @@ def wrong_with(line: Any) -> str | None:
 def completed(line: dict[str, Any]) -> dict[str, Any]:
     """A line with its kind's defaults, and with those of its metrics that are numbers."""
     whole = DEFAULTS.get(line["kind"], {}) | line
-    if line["kind"] in ("evaluation", "end"):
+    if line["kind"] in ("evaluation", "fit", "end"):
         whole["metrics"] = {name: value for name, value in whole["metrics"].items() if _number(value)}
     return whole
