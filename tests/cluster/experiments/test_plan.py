@@ -130,7 +130,8 @@ def test_a_missing_recipe_is_named(read):
 
 
 def test_overrides_reach_every_part(read):
-    plan = read(SWEEP, "target.at_most=0.3", "seeds.report=2", "batches=[16]")
+    plan = read(SWEEP, "target.at_most=0.3", "seeds.report=2", "batches=[16]", "recipe.track.uri=none")
+    assert plan.arms["base"].track.uri == "none"
     assert (plan.sweep.target.at_most, plan.sweep.seeds.report, plan.sweep.batches) == (0.3, 2, (16,))
 
 
