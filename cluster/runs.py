@@ -71,7 +71,10 @@ class SweepSummary:
     def of(cls, folder: Path) -> "SweepSummary":
         """Read a sweep's journal once. UserError where it has not begun."""
         lines = list(journal.read(folder))
-        status = lines[-1]["status"] if lines and lines[-1]["kind"] == "end" else UNFINISHED
+        status = UNFINISHED
+        for line in lines:
+            if line["kind"] in ("sweep", "end"):
+                status = line.get("status", UNFINISHED)
         return cls(Study.of(folder, lines), lines[0]["time"] if lines else 0.0, status)
 
     def row(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -40,18 +41,17 @@ def trial(seed: int, **other):
     }
 
 
-def write_sweep(folder: Path, *lines, end: str | None = "FINISHED", **changes) -> Journal:
+def write_sweep(folder: Path, *lines, end: str | None = "FINISHED", begins: bool = True, **changes) -> None:
     """The folder of a sweep, as far as a tracker can see it. Lines are kinds with their fields."""
     folder.mkdir(exist_ok=True)
     (folder / layout.SWEEP).write_text("name: tiny\n")
-    journal = Journal(folder)
-    journal.write("sweep", **(SWEEP | changes))
-    for kind, fields in lines:
-        journal.write(kind, **fields)
-    if end:
-        journal.write("end", status=end, reason=None)
-    journal.close()
-    return journal
+    with closing(Journal(folder)) as journal:
+        if begins:
+            journal.write("sweep", **(SWEEP | changes))
+        for kind, fields in lines:
+            journal.write(kind, **fields)
+        if end:
+            journal.write("end", status=end, reason=None)
 
 
 def tracked(database: Path):
@@ -87,6 +87,7 @@ def test_a_sweep_is_a_run_and_each_trial_one_below_it(database, tmp_path):
     folder = tmp_path / "tiny-001"
     write_sweep(folder, *LINES)
     (folder / layout.REPORT).write_text("a page")
+    write_sweep(folder, ("forecast", {}), end=None, begins=False)  # as of a recommendation, afterwards
     tracking.tracker(folder).sync()
     client, parent, children = tracked(database)
     assert (parent.info.run_name, parent.info.status) == ("tiny-001", "FINISHED")

@@ -44,6 +44,11 @@ class SweepTracker(Tracker):
         """A command's first line."""
         return line["kind"] == "sweep"
 
+    def end(self) -> Line | None:
+        """Its last end, unless it was resumed; what is written about a finished sweep may follow."""
+        found = [line for line in read(self.folder) if line["kind"] in ("sweep", "end")]
+        return found[-1] if found[-1]["kind"] == "end" else None
+
     def prepare(self) -> None:
         """The sweep's run, and which trials it has."""
         super().prepare()

@@ -89,7 +89,7 @@ class Tracker(ABC):
             if lines and lines[-1]["kind"] == "end":
                 end = lines[-1]
             elif not lines and is_abandoned:
-                end = self._abandoned()
+                end = self.end() or self._abandoned()
             elif not lines:
                 time.sleep(WRITE_INTERVAL_S)
         self._persist(lambda: self.finish(end))
@@ -105,8 +105,12 @@ class Tracker(ABC):
         """Bring what is missing, without trying again: who asked for it is there to see what is wrong."""
         self.prepare()
         self.write()
-        end = last(self.folder)
-        self.finish(end if end and end["kind"] == "end" else self._abandoned())
+        self.finish(self.end() or self._abandoned())
+
+    def end(self) -> Line | None:
+        """How it ended; None while it goes on, or where it was cut off."""
+        newest = last(self.folder)
+        return newest if newest and newest["kind"] == "end" else None
 
     def prepare(self) -> None:
         """Make database, experiment and run where there are none, with all that is known beforehand."""
