@@ -1,7 +1,7 @@
 """What the runs and sweeps in a folder are, how some runs differ, and which checkpoints can go."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -49,59 +49,49 @@ class Summary:
     def row(self) -> tuple[str, ...]:
         """The cells of its line in the list."""
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()))
-        return (
-            self.folder.name,
-            _day(self.began_at),
-            self.status,
-            f"{self.step:,}",
-            f"{self.examples:,}",
-            metrics,
-        )
+        head = self.folder.name, _day(self.began_at), self.status
+        return *head, f"{self.step:,}", f"{self.examples:,}", metrics
 
 
 @dataclass
 class SweepSummary:
     """A sweep, as its journal tells it."""
 
-    study: Study
+    folder: Path
+    study: Study | None  # None before it has begun
     began_at: float
     status: str
 
     @classmethod
     def of(cls, folder: Path) -> "SweepSummary":
-        """Read a sweep's journal once. UserError where it has not begun."""
+        """Read a sweep's journal once."""
         lines = list(journal.read(folder))
-        status = UNFINISHED
-        for line in lines:
-            if line["kind"] in ("sweep", "end"):
-                status = line.get("status", UNFINISHED)
-        return cls(Study.of(folder, lines), lines[0]["time"] if lines else 0.0, status)
+        marks = [line for line in lines if line["kind"] in ("sweep", "end")]
+        has_begun = any(line["kind"] == "sweep" for line in marks)
+        return cls(
+            folder=folder,
+            study=Study.of(folder, lines) if has_begun else None,
+            began_at=lines[0]["time"] if lines else 0.0,
+            status=marks[-1].get("status", UNFINISHED) if marks else UNFINISHED,
+        )
 
     def row(self) -> tuple[str, ...]:
         """The cells of its line in the list."""
-        trials = self.study.trials
-        best = "  ".join(filter(None, map(self._best, self.study.arms)))
+        trials = self.study.trials if self.study else []
         examples = sum(trial.examples for trial in trials)
-        return (
-            self.study.folder.name,
-            _day(self.began_at),
-            self.status,
-            f"{len(trials):,}",
-            f"{examples:,}",
-            best,
-        )
+        best = "  ".join(_fewest_steps(self.study)) if self.study else ""
+        head = self.folder.name, _day(self.began_at), self.status
+        return *head, f"{len(trials):,}", f"{examples:,}", best
 
-    def _best(self, arm: str) -> str:
-        """Where an arm needs the fewest steps."""
-        found = [
-            (geometric_mean(steps), cell)
-            for cell in self.study.best
-            if cell.arm == arm and (steps := self.study.steps(cell))
-        ]
-        if not found:
-            return ""
-        mean, cell = min(found)
-        return f"{cell}: {mean:,.0f} steps at rate {self.study.best[cell]:.3g}"
+
+def _fewest_steps(study: Study) -> Iterator[str]:
+    """Where each arm of a sweep needs the fewest."""
+    for arm in study.arms:
+        reached = [(study.steps(cell), cell) for cell in study.best if cell.arm == arm]
+        means = [(geometric_mean(steps), cell) for steps, cell in reached if steps]
+        if means:
+            mean, cell = min(means, key=lambda each: each[0])
+            yield f"{cell}: {mean:,.0f} steps at rate {study.best[cell]:.3g}"
 
 
 def listing(directory: str) -> list[str]:

@@ -123,7 +123,5 @@ def page(folder: Path) -> str:
     if not layout.is_sweep(folder):
         return f"{runs}/{progress.run_id}"
     wanted = quote(f"tags.mlflow.parentRunId = '{progress.run_id}'")
-    order = quote(
-        "metrics.`steps_to_target`"
-    )  # in any other than that of time, MLflow shows trials one by one
+    order = quote("metrics.`steps_to_target`")  # in the order of time MLflow hides trials below their sweep
     return f"{runs}?searchFilter={wanted}&orderByKey={order}&orderByAsc=true&compareRunsMode=CHART"

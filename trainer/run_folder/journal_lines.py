@@ -45,12 +45,12 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
 
 
-def _number_or_none(value: Any) -> bool:
-    return value is None or _number(value)
-
-
-def _rate(value: Any) -> bool:
+def _positive(value: Any) -> bool:
     return _number(value) and math.isfinite(value) and value > 0
+
+
+def _positive_or_none(value: Any) -> bool:
+    return value is None or _positive(value)
 
 
 def _curve(value: Any) -> bool:
@@ -60,12 +60,24 @@ def _curve(value: Any) -> bool:
     )
 
 
+def _target(value: Any) -> bool:
+    return (
+        _table(value)
+        and _text(value.get("metric"))
+        and (_number(value.get("at_most")) != _number(value.get("at_least")))
+    )
+
+
 def _recipes(value: Any) -> bool:
     each = list(value.values()) if _table(value) else []
     return bool(each) and all(_table(recipe) and _table(recipe.get("track")) for recipe in each)
 
 
-_CELL: dict[str, Check] = {"arm": _text, "batch": _count, "axes": _table}
+def _axes(value: Any) -> bool:
+    return _table(value) and not any(isinstance(each, list | dict) for each in value.values())
+
+
+_CELL: dict[str, Check] = {"arm": _text, "batch": _count, "axes": _axes}
 FIELDS: dict[str, dict[str, Check]] = {
     "stage": {"name": _text, "seconds": _number},
     "accepted": {"changes": _texts},
@@ -86,7 +98,7 @@ FIELDS: dict[str, dict[str, Check]] = {
     "target": {"step": _count, "examples": _count, "seconds": _number},
     "sweep": {
         "name": _text,
-        "target": lambda value: _table(value) and _text(value.get("metric")),
+        "target": _target,
         "arms": _texts,
         "batches": lambda value: isinstance(value, list) and all(map(_count, value)),
         "recipes": _recipes,
@@ -94,18 +106,18 @@ FIELDS: dict[str, dict[str, Check]] = {
     "trial": _CELL
     | {
         "key": _text,
-        "rate": _rate,
+        "rate": _positive,
         "seed": _count,
         "stage": lambda value: value in ("search", "report"),
         "end": _text,
-        "steps": _number_or_none,
+        "steps": _positive_or_none,
         "trained_steps": _count,
         "examples": _count,
-        "seconds": _number,
+        "seconds": _time,
         "curve": _curve,
     },
-    "best": _CELL | {"rate": lambda value: value is None or _rate(value)},
-    "fit": {"arm": _text, "axes": _table, "metrics": _table},
+    "best": _CELL | {"rate": _positive_or_none},
+    "fit": {"arm": _text, "axes": _axes, "metrics": _table},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
     "forecast": {
         "id": _text,
@@ -123,7 +135,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "end": {"reason": None, "metrics": {}},
 }
 _OPTIONAL: dict[str, dict[str, Check]] = {
-    "trial": {"test": _table, "noise_scale": _number_or_none},
+    "trial": {"test": _table, "noise_scale": lambda value: value is None or _number(value)},
     "step": {"echo": _table, "batch": _number, "step_s": _number},
     "end": {"metrics": _table, "reason": lambda value: value is None or _text(value)},
 }

@@ -111,7 +111,7 @@ class SweepTracker(Tracker):
     def _known_children(self) -> dict[tuple[str, str], _Child]:
         """The trials that MLflow has of the sweep."""
         found: dict[tuple[str, str], _Child] = {}
-        wanted, token = f"tags.`{PARENT}` = '{self.run_id}'", None
+        wanted, token = f"tags.`{PARENT}` = '{self.run_id}' AND tags.`{KIND}` = 'trial'", None
         while True:
             page = self.client.search_runs([self.experiment_id], wanted, max_results=PAGE, page_token=token)
             for run in page:
