@@ -16,6 +16,7 @@ from cluster import tracking
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments.course import Order
+from cluster.experiments.curve import curves
 from cluster.experiments.plan import SweepPlan
 from cluster.experiments.search import Ask, Best, Strand, strand
 from cluster.experiments.trials import Axes, Cell, Study, Trial
@@ -214,6 +215,8 @@ def run(
             recipe = next(iter(plan.arms.values()))
             with tracking.tracked(folder, recipe, console), _ended(folder, journal), groups() as ready:
                 Conductor(plan, lengths, study.trials, note).run(ready)
+                for curve in curves(Study.read(folder)):
+                    journal.write("fit", arm=curve.arm, axes=dict(curve.axes), metrics=curve.fit)
 
 
 def _definition(plan: SweepPlan) -> dict[str, object]:
