@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import driver, ray_launcher
+from cluster import ray_launcher
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments.plan import SweepPlan
@@ -32,8 +32,6 @@ def sweep(
     """Run a sweep, or say what it would try."""
     console = Console()
     plan = plans.read(path, overrides)
-    for recipe in plan.arms.values():
-        driver.refuse_secrets(recipe)
     if not local:
         refuse_idle_workers(plan)
         address = ray_launcher.address_of(address)  # asked whether it answers

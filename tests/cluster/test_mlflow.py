@@ -74,7 +74,7 @@ seeds: {search: [101, 102], report: 2}
 
 
 def the_trials(folder: Path):
-    """The one sweep in the folder's database, and its trials' runs by their names."""
+    """The one sweep in the folder's database, and its trials' runs by what they are."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -82,7 +82,7 @@ def the_trials(folder: Path):
     (sweep,) = [run for run in found if run.data.tags["lockstep.kind"] == "sweep"]
     trials = [run for run in found if run.data.tags["lockstep.kind"] == "trial"]
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
-    named = {run.info.run_name: run for run in trials}
+    named = {run.data.tags["lockstep.trial"]: run for run in trials}
     assert len(named) == len(trials)
     return sweep, named
 

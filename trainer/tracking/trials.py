@@ -22,7 +22,7 @@ def trial_key(line: Line) -> tuple[str, str]:
 def title(line: Line, sweep: Line) -> str:
     """A trial's name: what differs between the trials of its sweep."""
     arm = [line["arm"]] if len(sweep["arms"]) > 1 else []
-    own = {"batch": line["batch"], **line["axes"], "rate": f"{line['rate']:.4g}", "seed": line["seed"]}
+    own = {"batch": line["batch"], **line["axes"], "rate": f"{line['rate']:.6g}", "seed": line["seed"]}
     stage = [line["stage"]] if line["stage"] != "search" else []
     return " ".join([*arm, *(f"{key}={value}" for key, value in own.items()), *stage])
 
