@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 from cluster.experiments.trials import Study
@@ -86,12 +85,12 @@ class SweepSummary:
 
 def _fewest_steps(study: Study) -> Iterator[str]:
     """Where each arm of a sweep needs the fewest."""
-    for arm in study.arms:
-        reached = [(study.steps(cell), cell) for cell in study.best if cell.arm == arm]
-        means = [(geometric_mean(steps), cell) for steps, cell in reached if steps]
-        if means:
-            mean, cell = min(means, key=lambda each: each[0])
-            yield f"{cell}: {mean:,.0f} steps at rate {study.best[cell]:.3g}"
+    from cluster.experiments.curve import curves  # scipy is loaded for sweeps alone
+
+    for curve in curves(study):
+        if curve.usable:
+            point = min(curve.usable, key=lambda each: each.steps)
+            yield f"{curve.name} batch={point.batch}: {point.steps:,.0f} steps at rate {point.rate:.3g}"
 
 
 def listing(directory: str) -> list[str]:

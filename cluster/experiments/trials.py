@@ -128,11 +128,6 @@ class Study:
             told=told,
         )
 
-    def steps(self, cell: Cell) -> list[float]:
-        """Steps to the target of a cell's reported trials at its best rate."""
-        reported = [trial for trial in self.at(cell, "report") if trial.rate == self.best.get(cell)]
-        return [trial.steps for trial in reported if trial.steps is not None]
-
     def at(self, cell: Cell, stage: Stage | None = None) -> list[Trial]:
         """The trials of a cell, of one stage or of all."""
         return [t for t in self.trials if t.cell == cell and (stage is None or t.stage == stage)]
