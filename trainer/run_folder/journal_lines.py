@@ -69,8 +69,9 @@ def _target(value: Any) -> bool:
 
 
 def _recipes(value: Any) -> bool:
-    each = list(value.values()) if _table(value) else []
-    return bool(each) and all(_table(recipe) and _table(recipe.get("track")) for recipe in each)
+    return _table(value) and all(
+        _table(recipe) and _table(recipe.get("track", {})) for recipe in value.values()
+    )
 
 
 def _axes(value: Any) -> bool:
@@ -101,7 +102,6 @@ FIELDS: dict[str, dict[str, Check]] = {
         "target": _target,
         "arms": _texts,
         "batches": lambda value: isinstance(value, list) and all(map(_count, value)),
-        "recipes": _recipes,
     },
     "trial": _CELL
     | {
@@ -135,6 +135,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "end": {"reason": None, "metrics": {}},
 }
 _OPTIONAL: dict[str, dict[str, Check]] = {
+    "sweep": {"recipes": _recipes},
     "trial": {"test": _table, "noise_scale": lambda value: value is None or _number(value)},
     "step": {"echo": _table, "batch": _number, "step_s": _number},
     "end": {"metrics": _table, "reason": lambda value: value is None or _text(value)},

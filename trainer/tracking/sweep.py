@@ -36,8 +36,8 @@ class SweepTracker(Tracker):
         if not told:
             raise UserError(f"{layout.relative_to_cwd(folder)}: its sweep has not begun; resume it")
         self.sweep = told[-1]
-        first = next(iter(self.sweep["recipes"].values()))
-        super().__init__(folder, TrackSection.model_validate(first["track"]), keep_trying)
+        first = next(iter(self.sweep.get("recipes", {}).values()), {})
+        super().__init__(folder, TrackSection.model_validate(first.get("track", {})), keep_trying)
         self._children: dict[tuple[str, str], _Child] = {}
 
     def begins(self, line: Line) -> bool:
