@@ -36,7 +36,7 @@ class SweepTracker(Tracker):
         if not told:
             raise UserError(f"{layout.relative_to_cwd(folder)}: its sweep has not begun; resume it")
         self.sweep = told[-1]
-        first = next(iter(self.sweep.get("recipes", {}).values()), {})
+        first: Line = next(iter(self.sweep.get("recipes", {}).values()), {})
         super().__init__(folder, TrackSection.model_validate(first.get("track", {})), keep_trying)
         self._children: dict[tuple[str, str], _Child] = {}
 
