@@ -112,7 +112,7 @@ class Trials:
         if text not in self.done:
             self.done[text] = result = train(recipes.parse(text, arm.name))
             if self.journal is not None:
-                self.journal.write("trial", recipe=text, result=asdict(result))
+                self.journal.write("result", recipe=text, result=asdict(result))
             said = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
             print(f"{arm.name}, rate {rate:g}, seed {seed}: {said}", file=sys.stderr, flush=True)
         return self.done[text]

@@ -258,14 +258,22 @@ def schema(sweep: bool) -> None:
 
 
 @command
+@click.argument("run", metavar="[RUN|SWEEP]", required=False)
+@directory
 @click.option("--uri", metavar="URI", help="Where the runs are; else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--port", type=int, help="Port on the loopback interface; else 5000, or a free one.")
-def ui(uri: str | None, port: int | None) -> None:
-    """Open the MLflow UI on this machine."""
+def ui(run: str | None, directory: str, uri: str | None, port: int | None) -> None:
+    """Open the MLflow UI on this machine, where a run or a sweep is."""
     from cluster import mlflow_ui as ui
     from cluster.console import Console
+    from trainer.run_folder import layout
 
-    ui.serve(uri, port, Console())
+    if run is None:
+        ui.serve(uri, port, Console())
+    elif uri is None:
+        ui.show(layout.named(directory, run), port, Console())
+    else:
+        raise click.UsageError("--uri is for all runs, and a run says where it is")
 
 
 @command
@@ -273,7 +281,7 @@ def ui(uri: str | None, port: int | None) -> None:
 @directory
 @click.option("--prune", is_flag=True, help="Remove the checkpoints of finished runs, all or those named.")
 def runs(names: tuple[str, ...], directory: str, prune: bool) -> None:
-    """List the runs of a folder; compare those that are named."""
+    """List the runs and sweeps of a folder; compare the runs that are named."""
     from cluster import runs
 
     if prune:
@@ -321,7 +329,7 @@ def recommend(sweep: str, directory: str, **wish: Any) -> None:
 @command
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 def sync(run: Path) -> None:
-    """Bring to MLflow what it has not got of a run's folder."""
+    """Bring to MLflow what it has not got of the folder of a run or a sweep."""
     from cluster import driver
 
     click.echo(driver.sync(run))

@@ -1,10 +1,6 @@
 """The driver of a run: from the recipe's file to its end, with any launcher in between."""
 
 import logging
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -13,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import mirror
+from cluster import mirror, tracking
 from cluster.advice import how_to_go_on
 from cluster.console import Console
-from cluster.package import in_job
 from cluster.resume import Resumed
-from cluster.signals import SAVING_S, Interrupted, Interruption, interruptible, left_s
+from cluster.signals import SAVING_S, Interrupted, Interruption, interruptible
 from trainer.errors import RunFailed, UserError, first_line, trace_of
 from trainer.recipe import loader
 from trainer.recipe.redaction import gives_away
@@ -29,17 +24,12 @@ from trainer.run_folder.journal import PLANNED, Journal, Tail
 from trainer.run_folder.outcome import Outcome
 from trainer.tracking import address as tracking_address
 from trainer.tracking import writer
-from trainer.tracking.progress import TrackingProgress
 
 if TYPE_CHECKING:
     from trainer.plan.inputs import Inputs
     from trainer.plan.plan import Plan
     from trainer.plan.provenance import Provenance
     from trainer.worker import RunSpec
-
-TRACKING_PATIENCE_S = 60.0  # how long the end of a run waits for a tracking server that answers
-FAILING_PATIENCE_S = 5.0  # and for one that does not
-INTERRUPTED_PATIENCE_S = 10.0  # and when somebody waits for the prompt
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ def read(path: str, overrides: Sequence[str]) -> Recipe:
 
 def refuse_secrets(recipe: Recipe) -> None:
     """UserError where a recipe holds a secret that would be kept with its run."""
-    tracking_address.address(recipe)
+    tracking_address.address(recipe.track)
     for key, value in recipe.flat().items():
         if (secret := gives_away(value)) is not None:
             cure = "let the task or its driver read it from the environment"
@@ -161,8 +151,7 @@ def train(
             console.say("\n".join(f"  accepted: {change}" for change in run.changes))
         if run.begins_again:
             console.say("  no whole checkpoint there: the run begins again at its first step")
-        if tracking_address.wanted(recipe):
-            stack.enter_context(_tracked(folder, recipe, console))
+        stack.enter_context(tracking.tracked(folder, recipe, console))
         interruption.request = partial(_ask_to_stop, folder, history, console)
         stack.enter_context(_ended(folder, journal, interruption, options.command))
         if keep_noise:
@@ -173,24 +162,26 @@ def train(
 
 
 def sync(folder: Path) -> str:
-    """Bring to MLflow and to the mirror what they have not got of a run; says where MLflow has it.
+    """Bring to MLflow and to the mirror what they have not got of a run or a sweep; says where MLflow has it.
 
     Raises:
-        UserError: it is no run, or it is being trained.
+        UserError: it is neither, or it is being trained.
         RunFailed: the tracking server or the mirror did not take it.
     """
-    if not (folder / layout.RECIPE).is_file():
+    is_run = (folder / layout.RECIPE).is_file()
+    if not is_run and not layout.is_sweep(folder):
         raise UserError(f"{folder}: is no run's folder; give one, such as runs/quickstart-001")
     folder = folder.absolute()
     logging.disable(logging.INFO)  # the making of a database is no news to the user
-    address = loader.read(folder / layout.RECIPE).checkpoint.mirror
+    address = loader.read(folder / layout.RECIPE).checkpoint.mirror if is_run else None
     with layout.locked(folder):
         if address is not None:
             with _failing_as(f"the mirror {address}"):
                 mirror.Mirror(address, folder).push()
+        tracker = writer.tracker(folder)
         with _failing_as("MLflow"):
-            writer.tracker(folder).sync()
-    return how_to_look(folder)
+            tracker.sync()
+    return tracking.how_to_look(folder)
 
 
 @contextmanager
@@ -200,22 +191,6 @@ def _failing_as(by: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RunFailed(f"{by} did not take it: {first_line(error)}") from error
-
-
-def how_to_look(folder: Path) -> str:
-    """Where MLflow has the run, and how to open it."""
-    progress = TrackingProgress.load(folder)
-    if progress is None or progress.run_id is None:
-        cure = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings it there"
-        return f"MLflow has nothing of {folder.name} yet; {cure}"
-    if progress.uri.startswith("http"):
-        address = f"{progress.uri}/#/experiments/{progress.experiment_id}/runs/{progress.run_id}"
-        return f"MLflow: {folder.name} is at {address}"
-    place = progress.uri.removeprefix("sqlite:///")
-    where = layout.relative_to_cwd(Path(place)) if place != progress.uri else progress.uri
-    is_default = progress.uri == tracking_address.resolved(None)
-    option = "" if is_default else f" --uri {progress.uri}"
-    return f"MLflow: {folder.name} is in {where}; open it with `lockstep ui{option}`"
 
 
 def run_spec(plan: "Plan", folder: Path, origin: "Provenance", profile: int = 0) -> "RunSpec":
@@ -274,73 +249,3 @@ def _ended(folder: Path, journal: Journal, interruption: Interruption, resume_co
         raise RunFailed(f"{outcome.reason}; {how_to_go_on(folder, resume_command)}") from cause
     if outcome.status != "FINISHED":
         raise RunFailed(outcome.reason or "no reason is known", outcome.trace or "") from cause
-
-
-@contextmanager
-def _tracked(folder: Path, recipe: Recipe, console: Console) -> Iterator[None]:
-    """The process that follows the run into MLflow starts now, and has a bounded time to finish later."""
-    command = [sys.executable, "-m", "trainer.tracking.writer", str(folder), str(os.getpid())]
-    with open(layout.make_private(folder / layout.LOG), "ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=os.environ | writer.QUIET_MLFLOW | _home_of_a_job(recipe),
-            start_new_session=True,  # Ctrl-C is not for the writer: it has the end to write
-        )
-    over = threading.Event()
-    threading.Thread(target=_say_refusal, args=(process, folder, console, over), daemon=True).start()
-    patience_s = TRACKING_PATIENCE_S
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        patience_s = left_s(interrupt, INTERRUPTED_PATIENCE_S)
-        raise
-    finally:
-        over.set()
-        with console.waiting("bringing the rest to MLflow"):
-            is_done = _wait(process, folder, patience_s)
-        if is_done:
-            console.say(how_to_look(folder))
-            if (progress := TrackingProgress.load(folder)) and progress.note:
-                console.say(f"MLflow {progress.note}")
-        else:
-            console.say(_behind(folder))
-
-
-def _home_of_a_job(recipe: Recipe) -> dict[str, str]:
-    """A job's working folder ends with it: by default its database lies with its runs."""
-    if not in_job() or recipe.track.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return {}
-    return {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(recipe.checkpoint.dir).absolute()}/mlflow.db"}
-
-
-def _say_refusal(process: subprocess.Popen, folder: Path, console: Console, over: threading.Event) -> None:
-    """Say at once when MLflow will not take the run, while it goes on."""
-    while process.poll() is None and not over.wait(0.5):
-        pass
-    if not over.is_set() and process.returncode:
-        console.say(_behind(folder))
-
-
-def _behind(folder: Path) -> str:
-    reason = (TrackingProgress.load(folder) or TrackingProgress("")).error or "it takes long"
-    cure = f"`lockstep sync {layout.relative_to_cwd(folder)}` brings the rest there later"
-    return f"MLflow is behind ({reason}); {cure}"
-
-
-def _wait(process: subprocess.Popen, folder: Path, patience_s: float) -> bool:
-    """Whether the tracking process finished its work. One that fails is given less time, and stopped after
-    it.
-    """
-    began_at = time.monotonic()
-    while process.poll() is None:
-        progress = TrackingProgress.load(folder)
-        is_failing = progress is not None and progress.error is not None
-        if time.monotonic() - began_at > (FAILING_PATIENCE_S if is_failing else patience_s):
-            process.kill()
-            process.wait()
-            return False
-        time.sleep(0.1)
-    return process.returncode == 0

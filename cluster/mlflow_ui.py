@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster import tracking
 from cluster.console import Console
 from cluster.signals import interruptible
 from trainer.errors import RunFailed, UserError
 from trainer.tracking import address
+from trainer.tracking.progress import TrackingProgress
 from trainer.tracking.writer import QUIET_MLFLOW
 
 USUAL_PORT = 5000
@@ -26,8 +28,25 @@ SERVER = {
 }
 
 
-def serve(uri: str | None, port: int | None, console: Console) -> None:
-    """Serve the runs at `uri` (default: as for training) until Ctrl-C."""
+def show(folder: Path, port: int | None, console: Console) -> None:
+    """Serve the place where a run or a sweep is until Ctrl-C, and say at which address it is shown.
+
+    Raises:
+        UserError: MLflow has nothing of it.
+    """
+    progress = TrackingProgress.load(folder)
+    if progress is None or progress.run_id is None:
+        raise UserError(tracking.how_to_look(folder))
+    if progress.uri.startswith("http"):
+        console.say(tracking.how_to_look(folder))
+        return
+    # Of another database the password is in the environment alone.
+    uri = progress.uri if progress.uri.startswith(address.SQLITE) else None
+    serve(uri, port, console, tracking.page(folder))
+
+
+def serve(uri: str | None, port: int | None, console: Console, page: str = "") -> None:
+    """Serve the runs at `uri` (default: as for training) until Ctrl-C; `page` is the path that is shown."""
     uri = address.resolved(uri)
     if uri.startswith("http"):
         console.say(f"the runs are on a server that has its UI at {address.shown(uri)}")
@@ -39,7 +58,7 @@ def serve(uri: str | None, port: int | None, console: Console) -> None:
         )
     port = port or _free_port()
     with interruptible(), _server(uri, port, console) as server:
-        console.say(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+        console.say(f"MLflow: http://127.0.0.1:{port}{page and f'/{page}'}   (Ctrl-C ends it)")
         server.wait()
 
 

@@ -84,6 +84,12 @@ def test_the_checkpoint_benchmark_tells_what_each_checkpoint_cost(benchmarks, ca
     assert not list(benchmarks.iterdir())
 
 
+def test_the_tracking_benchmark_compares_with_the_fewest_calls(benchmarks, capsys):
+    module("tracking").main(["--trials", "2", "--rounds", "1"])
+    assert re.search(r"^ratio \d+\.\d\d$", capsys.readouterr().out, re.MULTILINE)
+    assert not list(benchmarks.iterdir())
+
+
 def test_a_recipes_header_is_rewritten_and_nothing_else(benchmarks):
     recipe = benchmarks / "tiny.yaml"
     recipe.write_text(RECIPE)

@@ -127,6 +127,20 @@ class Curve:
         known = [(p.batch, p.rate) for p in self.usable if p.rate is not None]
         return fit_rates(*zip(*known, strict=True)) if len(known) > 1 else {}
 
+    @property
+    def fit(self) -> dict[str, float]:
+        """The laws' numbers by their names, as far as the points tell: `rate_exponent` is that of rate ∝ B^x,
+        and b_crit_low to b_crit_high an interval of 95 %.
+        """
+        found: dict[str, float] = {}
+        if law := self.steps_law:
+            low, high = law.profile_interval()
+            found |= {"s_min": law.s_min, "b_crit": law.b_crit, "b_crit_low": low, "b_crit_high": high}
+            found["log_r2"] = law.log_r2
+        if power := self.rate_laws.get("power"):
+            found["rate_exponent"] = power.parameters["exponent"]
+        return found
+
     def rates_beyond(self, forecaster: Forecaster) -> RateLaw:
         """The rule for batches larger than those tried: it saturates where the steps do. ValueError with
         fewer than two best rates.

@@ -120,13 +120,20 @@ def _arm(base: loader.Draft, changes: loader.Draft) -> Recipe:
 
 
 def _contradictions(draft: loader.Draft) -> Iterator[Contradiction]:
-    """Rules that are none, and more cells than anybody could wait for."""
+    """Rules that are none, axes of other than plain values, and more cells than anybody could wait for."""
     for name, rule in draft.at("carry").items():
         known = [each for each in RULES if each != "lr"]  # whose best value is what is searched for
         if name not in known:
             yield f"carry.{name}", "is nothing that follows the batch", nearest(name, known)
         elif rule not in RULES[name]:
             yield f"carry.{name}", f"is {rule}, no rule for it", nearest(rule, RULES[name])
+    for key, values in draft.at("also").items():
+        if isinstance(values, list) and any(isinstance(value, list | dict) for value in values):
+            yield (
+                f"also.{key}",
+                "holds lists or sections",
+                "give plain values, each key inside as its own axis",
+            )
     axes = [draft.values.get("batches"), draft.values.get("arms"), *draft.at("also").values()]
     cells = math.prod(max(1, len(each)) for each in axes if isinstance(each, list | dict))
     if cells > MOST_CELLS:

@@ -4,6 +4,7 @@ once it has ended, and a sweep that is resumed looks there before it trains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -11,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cluster import tracking
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments.course import Order
+from cluster.experiments.curve import curves
 from cluster.experiments.plan import SweepPlan
 from cluster.experiments.search import Ask, Best, Strand, strand
 from cluster.experiments.trials import Axes, Cell, Study, Trial
@@ -205,11 +208,15 @@ def run(
                     journal.write("trial", **what.fields())
                     study.trials.append(what)
                     return
-                journal.write("best", rate=what.rate, **_place(what.cell))
+                if study.best.get(what.cell, math.nan) != what.rate:  # a resumed sweep chooses again
+                    journal.write("best", rate=what.rate, **_place(what.cell))
                 console.say(_line(what, study))
 
-            with _ended(folder, journal), groups() as ready:
+            recipe = next(iter(plan.arms.values()))
+            with tracking.tracked(folder, recipe, console), _ended(folder, journal), groups() as ready:
                 Conductor(plan, lengths, study.trials, note).run(ready)
+                for curve in curves(Study.read(folder)):
+                    journal.write("fit", arm=curve.arm, axes=dict(curve.axes), metrics=curve.fit)
 
 
 def _definition(plan: SweepPlan) -> dict[str, object]:

@@ -1,13 +1,19 @@
 """Runs and MLflow, as the user meets them: there, away, and looked at."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.commands import Command, journal, run, user_folder
+from tests.cluster.commands import WAIT_S, Command, environment, journal, run, user_folder
 from tests.cluster.processes import ports, remaining
+from trainer.tracking.progress import TrackingProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -56,6 +62,110 @@ def test_mlflow_down_is_said_and_made_good_later(folder):
     _, found = the_run(folder)
     assert found.info.status == "FINISHED"
     assert found.data.metrics["train/step"] == 8
+
+
+SWEEP = """
+name: tiny-sweep
+recipe: tiny.yaml
+target: {metric: loss, at_most: 0.05}
+batches: [8, 16, 32]
+seeds: {search: [101, 102], report: 2}
+"""
+
+
+def the_trials(folder: Path):
+    """The one sweep in the folder's database, and its trials' runs by what they are."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("default").experiment_id])
+    (sweep,) = [run for run in found if run.data.tags["lockstep.kind"] == "sweep"]
+    trials = [run for run in found if run.data.tags["lockstep.kind"] == "trial"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
+    named = {run.data.tags["lockstep.trial"]: run for run in trials}
+    assert len(named) == len(trials)
+    return sweep, named
+
+
+def test_a_sweep_is_in_mlflow_when_its_command_ends_and_nowhere_when_it_is_not_tracked(folder):
+    (folder / "sweep.yaml").write_text(SWEEP)
+    command = run("sweep", "sweep.yaml", "--local", "--set", "recipe.track.uri=null", cwd=folder)
+    assert command.process.returncode == 0, command.output
+    assert "in mlflow.db; open it with `lockstep ui runs/tiny-sweep-001`" in command.output
+    sweep, trials = the_trials(folder)
+    written = {(line["key"], line["stage"]) for line in journal(folder / "runs/tiny-sweep-001", "trial")}
+    assert (sweep.info.status, len(trials)) == ("FINISHED", len(written))
+    assert {"16", "32"} < {each.data.params["batch"] for each in trials.values()}
+    silent = run("sweep", "sweep.yaml", "--local", cwd=folder)
+    assert silent.process.returncode == 0, silent.output
+    assert "MLflow" not in silent.output
+    assert not (folder / "runs/tiny-sweep-002/tracking.json").exists()
+
+    refused = run("ui", "tiny-sweep-002", cwd=folder)
+    assert refused.process.returncode == 2
+    assert "MLflow has nothing of tiny-sweep-002 yet" in refused.output
+    (folder / "elsewhere").mkdir()
+    server = Command("ui", "../runs/tiny-sweep-001", cwd=folder / "elsewhere")
+    server.wait_for("(Ctrl-C ends it)")
+    assert f"/runs?searchFilter=tags.mlflow.parentRunId%20%3D%20%27{sweep.info.run_id}%27" in server.output
+    server.send(signal.SIGINT)
+    assert server.wait() == 130
+
+
+def test_a_server_that_is_away_for_a_while_has_each_trial_once_in_the_end(folder):
+    (folder / "sweep.yaml").write_text(SWEEP)
+    command = run("sweep", "sweep.yaml", "--local", cwd=folder)
+    assert command.process.returncode == 0, command.output
+    whole = (folder / "runs/tiny-sweep-001/journal.jsonl").read_bytes().replace(b'"none"', b"null")
+    lines = whole.splitlines(keepends=True)
+    following = folder / "runs/tiny-sweep-002"
+    following.mkdir()
+    (following / "sweep.yaml").touch()
+    assert run(*TRACKED, cwd=folder).process.returncode == 0  # so that there is a database to serve
+
+    def server(*port: str) -> Command:
+        started = Command("ui", *port, cwd=folder)
+        started.wait_for("(Ctrl-C ends it)")
+        return started
+
+    def away(server: Command) -> None:
+        server.send(signal.SIGINT)
+        server.wait()
+
+    def feed(part: list[bytes]) -> None:
+        with open(following / "journal.jsonl", "ab") as file:
+            file.writelines(part)
+
+    def wait_until(holds: Callable[[TrackingProgress], object]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while (state := TrackingProgress.load(following)) is None or not holds(state):
+            assert writer.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    first = server()
+    address = first.output.split()[1]
+    feed(lines[:6])
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "trainer.tracking.writer", str(following), str(os.getpid())],
+        env=environment(MLFLOW_TRACKING_URI=address),
+    )
+    try:
+        wait_until(lambda state: state.offset)
+        away(first)
+        feed(lines[6:12])
+        wait_until(lambda state: state.error)
+        feed(lines[12:])
+        second = server("--port", address.rpartition(":")[2])
+        assert writer.wait(WAIT_S) == 0
+        away(second)
+    finally:
+        writer.kill()
+        writer.wait()
+    sweep, trials = the_trials(folder)
+    assert sweep.info.status == "FINISHED"
+    assert {each.info.status for each in trials.values()} <= {"FINISHED", "KILLED", "FAILED"}
+    assert len(trials) == len({(line["key"], line["stage"]) for line in journal(following, "trial")})
 
 
 def test_no_secret_is_in_any_file_of_a_run_on_the_screen_in_ps_or_in_mlflow(folder):

@@ -20,7 +20,7 @@ from trainer.run_folder.checkpoints import Checkpoints
 from trainer.run_folder.decisions import Decisions
 from trainer.run_folder.journal_lines import FIELDS, wrong_with
 from trainer.run_folder.outcome import Outcome
-from trainer.tracking import metrics
+from trainer.tracking import metrics, trials
 from trainer.tracking.progress import TrackingProgress
 
 ODD = [None, True, -1, 1e300, "text", "NaN", [], [1], {}, {"a": {"b": []}}, 10**30]
@@ -47,6 +47,32 @@ GOOD = {
     "decision": {"position": 4, "what": "rate_factor", "value": 0.5},
     "execution": {"step": 1, "reason": "a"},
     "target": {"metric": "loss", "value": 0.1, "step": 1, "examples": 8, "fresh": 8, "seconds": 1.0},
+    "sweep": {
+        "name": "a",
+        "target": {"metric": "loss", "at_most": 0.2},
+        "arms": ["a"],
+        "batches": [4],
+        "recipes": {"a": {"track": {}}},
+    },
+    "trial": {
+        "key": "a",
+        "arm": "a",
+        "batch": 4,
+        "axes": {},
+        "rate": 0.1,
+        "seed": 0,
+        "stage": "search",
+        "end": "reached",
+        "steps": 1.5,
+        "trained_steps": 2,
+        "examples": 8,
+        "seconds": 0.1,
+        "curve": [[1, 0.5], [2, 0.1]],
+        "test": {"loss": 0.5},
+        "noise_scale": None,
+    },
+    "best": {"arm": "a", "batch": 4, "axes": {}, "rate": 0.1},
+    "fit": {"arm": "a", "axes": {}, "metrics": {"b_crit": 40.0}},
     "stop": {"step": 1, "examples": 8, "reason": "a"},
     "end": {"status": "FINISHED", "reason": None, "metrics": {"loss": 0.5}},
     "forecast": {
@@ -70,6 +96,15 @@ def write(folder: Path, *lines: object) -> None:
 def read_everywhere(folder: Path) -> None:
     """All that reads a journal does."""
     runs.Summary.of(folder).row()
+    runs.SweepSummary.of(folder).row()
+    lines = list(journal.read(folder))
+    trials.of_the_sweep(lines)
+    trials.mean_steps(lines)
+    trials.table(lines)
+    for line in lines:
+        if line["kind"] == "trial":
+            trials.title(line, GOOD["sweep"])
+            trials.metrics(line, GOOD["sweep"])
     Outcome.read(folder)
     Decisions.of(journal.read(folder))
     promises(folder)

@@ -91,6 +91,7 @@ def test_a_secret_is_known_by_its_form(environment, text):
         "batch.size=512 tokens=5 optimizer.key: lamb",
         "ModuleNotFoundError: No module named 'psycopg'",
         "sqlite:////home/me/mlflow.db",
+        "http://127.0.0.1:5000/#/runs?searchFilter=x&orderByKey=metrics.loss",
     ],
 )
 def test_ordinary_text_stays(environment, text):

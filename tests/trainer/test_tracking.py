@@ -20,6 +20,7 @@ from trainer.recipe.schema import flattened
 from trainer.run_folder import layout
 from trainer.run_folder.journal import read
 from trainer.tracking import address, metrics
+from trainer.tracking import tracker as trackers
 from trainer.tracking import writer as tracking
 from trainer.tracking.progress import TrackingProgress
 
@@ -79,18 +80,18 @@ def test_the_address_is_the_recipes_or_the_environments_or_the_working_folders(t
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     default = recipes.parse(RECIPE)
-    assert address.address(default) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert address.address(default.track) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracking:5000")
-    assert address.address(default) == "http://me:secret@tracking:5000"
-    assert address.shown(address.address(default)) == "http://tracking:5000"
+    assert address.address(default.track) == "http://me:secret@tracking:5000"
+    assert address.shown(address.address(default.track)) == "http://tracking:5000"
     named = recipes.parse(RECIPE, overrides=["track.uri=sqlite:///other.db"])
-    assert address.address(named) == f"sqlite:///{tmp_path}/other.db"
+    assert address.address(named.track) == f"sqlite:///{tmp_path}/other.db"
 
 
 def test_a_recipe_with_a_password_is_refused():
     recipe = recipes.parse(RECIPE, overrides=["track.uri=http://me:secret@tracking:5000"])
     with pytest.raises(UserError, match="holds a password") as refusal:
-        address.address(recipe)
+        address.address(recipe.track)
     assert "secret" not in str(refusal.value)
 
 
@@ -162,7 +163,7 @@ def test_a_run_whose_process_died_is_killed(database, tmp_path):
 def test_a_server_that_is_down_is_told_of_and_nothing_is_lost(database, tmp_path, monkeypatch):
     folder = tmp_path / "tiny-001"
     write_run(folder).close()
-    monkeypatch.setattr(tracking, "SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(trackers, "SHORTEST_PAUSE_S", 0.01)
     attempts = iter([True, True, False])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens on the discard port
     with pytest.raises(Exception, match=r"127\.0\.0\.1"):
@@ -181,7 +182,7 @@ def test_a_server_that_is_down_is_told_of_and_nothing_is_lost(database, tmp_path
 def test_a_locked_database_is_tried_again_until_it_answers(database, tmp_path, monkeypatch):
     folder = tmp_path / "tiny-001"
     write_run(folder).close()
-    monkeypatch.setattr(tracking, "SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(trackers, "SHORTEST_PAUSE_S", 0.01)
     tracker = tracking.tracker(folder, lambda: True)
     tracker.prepare()
     lock = sqlite3.connect(database)

@@ -31,7 +31,9 @@ _VARIABLE = re.compile(
 )
 _NO_VARIABLE = re.compile(r"(?:_mode|_type|_method|_enabled|_parallelism|_sock)$", re.I)
 _USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*|[^\s:/@]+:(?!\d+[/?#])[^\s@]*)@")
-_QUERY = re.compile(rf"([?&;][^=&\s]*(?:{_SECRET}|signature|sig|key|auth|pwd)=)[^&\s'\"#;,<>)]+", re.I)
+_QUERY = re.compile(  # MLflow's pages are ordered by a "key" that is none
+    rf"([?&;](?!orderByKey=)[^=&\s]*(?:{_SECRET}|signature|sig|key|auth|pwd)=)[^&\s'\"#;,<>)]+", re.I
+)
 _FORMS = (
     (_USER, f"{HIDDEN}@"),
     (_QUERY, rf"\g<1>{HIDDEN}"),

@@ -41,9 +41,47 @@ def _time(value: Any) -> bool:
     return _number(value) and math.isfinite(value) and 0 <= value <= LATEST
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and math.isfinite(value) and value > 0
+
+
+def _positive_or_none(value: Any) -> bool:
+    return value is None or _positive(value)
+
+
+def _curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, list) and len(point) == 2 and _count(point[0]) and _number(point[1])
+        for point in value
+    )
+
+
+def _target(value: Any) -> bool:
+    return (
+        _table(value)
+        and _text(value.get("metric"))
+        and (_number(value.get("at_most")) != _number(value.get("at_least")))
+    )
+
+
+def _recipes(value: Any) -> bool:
+    return _table(value) and all(
+        _table(recipe) and _table(recipe.get("track", {})) for recipe in value.values()
+    )
+
+
+def _axes(value: Any) -> bool:
+    return _table(value) and not any(isinstance(each, list | dict) for each in value.values())
+
+
+_CELL: dict[str, Check] = {"arm": _text, "batch": _count, "axes": _axes}
 FIELDS: dict[str, dict[str, Check]] = {
     "stage": {"name": _text, "seconds": _number},
-    "accepted": {"changes": lambda value: isinstance(value, list) and all(map(_text, value))},
+    "accepted": {"changes": _texts},
     "rewind": {"step": _count},
     "restart": {"reason": _text},
     "resized": {"workers": _count, "reason": _text},
@@ -59,6 +97,27 @@ FIELDS: dict[str, dict[str, Check]] = {
     "decision": {"position": _count, "what": _text, "value": _any},
     "execution": {"reason": _text},
     "target": {"step": _count, "examples": _count, "seconds": _number},
+    "sweep": {
+        "name": _text,
+        "target": _target,
+        "arms": _texts,
+        "batches": lambda value: isinstance(value, list) and all(map(_count, value)),
+    },
+    "trial": _CELL
+    | {
+        "key": _text,
+        "rate": _positive,
+        "seed": _count,
+        "stage": lambda value: value in ("search", "report"),
+        "end": _text,
+        "steps": _positive_or_none,
+        "trained_steps": _count,
+        "examples": _count,
+        "seconds": _time,
+        "curve": _curve,
+    },
+    "best": _CELL | {"rate": _positive_or_none},
+    "fit": {"arm": _text, "axes": _axes, "metrics": _table},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED")},
     "forecast": {
         "id": _text,
@@ -76,6 +135,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "end": {"reason": None, "metrics": {}},
 }
 _OPTIONAL: dict[str, dict[str, Check]] = {
+    "sweep": {"recipes": _recipes},
+    "trial": {"test": _table, "noise_scale": lambda value: value is None or _number(value)},
     "step": {"echo": _table, "batch": _number, "step_s": _number},
     "end": {"metrics": _table, "reason": lambda value: value is None or _text(value)},
 }
@@ -103,6 +164,6 @@ def wrong_with(line: Any) -> str | None:
 def completed(line: dict[str, Any]) -> dict[str, Any]:
     """A line with its kind's defaults, and with those of its metrics that are numbers."""
     whole = DEFAULTS.get(line["kind"], {}) | line
-    if line["kind"] in ("evaluation", "end"):
+    if line["kind"] in ("evaluation", "fit", "end"):
         whole["metrics"] = {name: value for name, value in whole["metrics"].items() if _number(value)}
     return whole

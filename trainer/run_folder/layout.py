@@ -15,6 +15,7 @@ from trainer.errors import UserError
 
 RECIPE = "recipe.yaml"  # resolved, every default written out
 SWEEP = "sweep.yaml"  # of a sweep's folder instead: resolved, with its recipe
+REPORT, RECOMMENDED = "report.html", "recommended.yaml"  # of a sweep, where they were asked for
 PLAN = "plan.txt"
 JOURNAL = "journal.jsonl"
 LOG = "lockstep.log"  # what workers, Ray and the tracking process print

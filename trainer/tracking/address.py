@@ -6,32 +6,32 @@ from pathlib import Path
 
 from trainer.errors import UserError
 from trainer.recipe.redaction import HIDDEN, gives_away, hidden
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import TrackSection
 
 SQLITE = "sqlite:///"
 NOWHERE = "none"  # the address of a run that is not tracked, unless `lockstep sync` is asked for
 
 
-def wanted(recipe: Recipe) -> bool:
-    """Whether the run is to be tracked: MLflow is installed and `track.uri` is not "none"."""
-    return recipe.track.uri != NOWHERE and importlib.util.find_spec("mlflow") is not None
+def wanted(track: TrackSection) -> bool:
+    """Whether a run is to be tracked: MLflow is installed and `track.uri` is not "none"."""
+    return track.uri != NOWHERE and importlib.util.find_spec("mlflow") is not None
 
 
-def address(recipe: Recipe, remembered: str | None = None) -> str:
+def address(track: TrackSection, remembered: str | None = None) -> str:
     """A recipe's tracking address: its own, else MLFLOW_TRACKING_URI's, else the database that the run
     `remembered`, if it is still there, else SQLite in the working folder.
 
     Raises:
         UserError: the recipe's address holds a password; recipes are stored with runs and logged.
     """
-    if recipe.track.uri and (secret := gives_away(recipe.track.uri)):
+    if track.uri and (secret := gives_away(track.uri)):
         raise UserError(
             f"track.uri: holds {secret}, and recipes are kept with their runs; set MLFLOW_TRACKING_URI, or "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
         )
     file = Path((remembered or "").removeprefix(SQLITE))
     is_there = remembered is not None and remembered.startswith(SQLITE) and file.is_file()
-    own = recipe.track.uri if recipe.track.uri != NOWHERE else None
+    own = track.uri if track.uri != NOWHERE else None
     return resolved(own or os.environ.get("MLFLOW_TRACKING_URI") or (remembered if is_there else None))
 
 

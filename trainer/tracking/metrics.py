@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.run_folder.journal import Line
+from trainer.tracking.entries import Point
 from trainer.tracking.names import LARGEST_INTEGER
 from trainer.tracking.progress import TrackingProgress
 
@@ -17,9 +18,7 @@ THIN_TO_S = 1.0
 class Entry:
     """What some journal lines come to in MLflow."""
 
-    metrics: list[tuple[str, float, int, int]] = field(
-        default_factory=list
-    )  # name, value, ms, served examples
+    metrics: list[Point] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -35,10 +34,10 @@ def entry(lines: Iterable[Line], state: TrackingProgress) -> Entry:
                 state.steps += 1
                 if state.steps <= UNTHINNED_STEPS or line["time"] - state.thinned_at >= THIN_TO_S:
                     state.thinned_at = line["time"]
-                    result.metrics += _points(line, _step_metrics(line))
+                    result.metrics += points(_step_metrics(line), line["time"], line["examples"])
             case "evaluation":
                 named = {f"{line['split']}/{name}": value for name, value in line["metrics"].items()}
-                result.metrics += _points(line, named)
+                result.metrics += points(named, line["time"], line["examples"])
             case "execution":
                 result.tags["lockstep.execution"] = line["reason"]
             case "decision":
@@ -63,11 +62,11 @@ def _step_metrics(line: Line) -> dict[str, Any]:
     return {f"train/{name}": value for name, value in named.items()}
 
 
-def _points(line: Line, named: dict[str, Any]) -> Iterator[tuple[str, float, int, int]]:
+def points(named: dict[str, Any], at_s: float, step: int) -> Iterator[Point]:
+    """The numbers among some values, at a time in seconds and at a step, which is mostly served examples."""
     for name, value in named.items():
         if isinstance(value, int | float):
-            at = min(line["examples"], LARGEST_INTEGER)
-            yield name, _drawable(value), round(line["time"] * 1000), at
+            yield name, _drawable(value), round(at_s * 1000), min(step, LARGEST_INTEGER)
 
 
 def _drawable(value: float) -> float:

@@ -130,8 +130,14 @@ def test_a_missing_recipe_is_named(read):
 
 
 def test_overrides_reach_every_part(read):
-    plan = read(SWEEP, "target.at_most=0.3", "seeds.report=2", "batches=[16]")
+    plan = read(SWEEP, "target.at_most=0.3", "seeds.report=2", "batches=[16]", "recipe.track.uri=none")
+    assert plan.arms["base"].track.uri == "none"
     assert (plan.sweep.target.at_most, plan.sweep.seeds.report, plan.sweep.batches) == (0.3, 2, (16,))
+
+
+def test_axes_have_plain_values(read):
+    with pytest.raises(RecipeError, match=r"sweep\.yaml:\d+: also\.schedule\.decay: holds lists or sections"):
+        read(f"{SWEEP}also: {{schedule.decay: [{{shape: cosine}}, {{shape: constant}}]}}")
 
 
 def test_what_is_kept_in_the_folder_is_the_same_sweep(read, tmp_path):

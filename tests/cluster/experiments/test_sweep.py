@@ -8,6 +8,7 @@ import pytest
 from cluster.console import Console
 from cluster.experiments import plan as plans
 from cluster.experiments import sweep as sweeps
+from cluster.experiments.laws import StepsLaw, geometric_mean
 from cluster.experiments.local_groups import LocalGroups
 from cluster.experiments.trials import Cell, Study
 from trainer.distributed.group import WorkerGroup
@@ -107,6 +108,14 @@ def test_each_cell_has_a_rate_that_reaches_the_target_on_fresh_seeds(plan):
     for arm in ("momentum", "lamb"):
         steps = [study.at(Cell(arm, batch), "report")[0].steps for batch in (32, 256)]
         assert steps[0] > 1.5 * steps[1]
+    fits = {line["arm"]: line["metrics"] for line in journal.read(study.folder) if line["kind"] == "fit"}
+    assert fits.keys() == {"momentum", "lamb"}
+    for arm, fit in fits.items():
+        cells = [Cell(arm, batch) for batch in study.batches]
+        means = [geometric_mean([t.steps for t in study.at(cell, "report")]) for cell in cells]
+        assert fit["b_crit"] == pytest.approx(StepsLaw.fit(study.batches, means).b_crit, rel=1e-3)
+        assert fit["b_crit_low"] < fit["b_crit"] < fit["b_crit_high"]
+        assert {"s_min", "log_r2", "rate_exponent"} <= fit.keys()
 
 
 def test_a_trial_alone_and_stacked_are_the_same_to_rounding(plan):
