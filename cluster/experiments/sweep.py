@@ -27,12 +27,14 @@ from trainer.plan.plan import resolve
 from trainer.plan.schedules import scaled
 from trainer.recipe import loader
 from trainer.recipe.schema import Recipe
+from trainer.recipe.sweep import Sweep
 from trainer.run_folder import layout
 from trainer.run_folder.journal import Journal
 from trainer.run_folder.outcome import Outcome
 
 MAY_GROW = ("batches", "arms", "seeds", "also", "stop")  # what `extend` may change in a sweep
-MAY_CHANGE = ("run",)  # what changes no trial
+MAY_CHANGE = ("run",)  # what changes no trial,
+CHANGES_NOTHING = ("run", "track", "checkpoint")  # and sections of the recipe that do not
 
 
 class Groups(Protocol):
@@ -170,7 +172,7 @@ def folder_of(plan: SweepPlan, *, resume: bool, extend: bool, folder: Path | Non
     stored = folder / layout.SWEEP
     if not stored.is_file():
         raise UserError(f"{folder}: holds no sweep; leave --resume out to start one")
-    before, now = (each.model_dump(mode="json") for each in (plans.read(stored).sweep, plan.sweep))
+    before, now = map(_comparable, (plans.read(stored).sweep, plan.sweep))
     may_differ = (*MAY_CHANGE, *(MAY_GROW if extend else ()))
     changed = [key for key in now if before[key] != now[key] and key not in may_differ]
     if changed:
@@ -180,6 +182,13 @@ def folder_of(plan: SweepPlan, *, resume: bool, extend: bool, folder: Path | Non
         )
         raise UserError(f"{flag}: {keys}: not as in {layout.relative_to_cwd(stored)}; {cure}")
     return folder
+
+
+def _comparable(sweep: Sweep) -> dict[str, object]:
+    """A sweep's values without those of its recipe that change no trial."""
+    values = sweep.model_dump(mode="json")
+    values["recipe"] = {key: value for key, value in values["recipe"].items() if key not in CHANGES_NOTHING}
+    return values
 
 
 def run(

@@ -147,7 +147,7 @@ def follow(training: Training, kept: Trace, until: int | None) -> None:
         kept.norms.append(step.gradient_norm)
         if step.step == until:
             break
-    kept.tensors = dict(_tensors(training.state()))
+    kept.tensors = dict(_tensors({**training.state(), "execution": None}))  # how, and how fast
 
 
 def _listen(training: Training) -> dict[int, list[int]]:

@@ -11,6 +11,7 @@ from trainer.compute.stacked import NotStackable, StackedModels
 from trainer.tasks.digits import Digits
 
 STEPS, MODELS, EXAMPLES = 12, 3, 20
+ROUNDING = {"muon": 4e-4}  # it orthogonalises in bf16: 2^-8 of the sum of all rates here
 TASK = Digits(hidden=24)
 
 
@@ -64,7 +65,8 @@ def test_each_training_is_what_it_is_alone(name, clip_norm):
     for k, model in enumerate(models()):
         expected = alone(name, model, k, rates[k], clip_norm, **options)
         for key, value in together[k].named_parameters():
-            torch.testing.assert_close(value.detach(), expected[key], rtol=2e-4, atol=2e-6)
+            atol = ROUNDING.get(name, 2e-6)
+            torch.testing.assert_close(value.detach(), expected[key], rtol=2e-4, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", *OWN])

@@ -147,6 +147,12 @@ def test_a_finished_sweep_can_be_extended(plan):
         sweeps.folder_of(read("target.at_most=0.5"), resume=False, extend=True)
 
 
+def test_where_a_sweep_is_tracked_may_change_when_it_goes_on(plan):
+    study = run(read("batches=[64]", "recipe.track.uri=none"))
+    again = read("batches=[64]", "recipe.track.experiment=other")
+    assert sweeps.folder_of(again, resume=True, extend=False) == study.folder
+
+
 def test_a_metric_that_the_task_has_not_is_told(plan):
     with pytest.raises(UserError, match=r"target\.metric: the task has no f1; it has"):
         run(read("target.metric=f1"))
