@@ -1,6 +1,6 @@
 """From the command to the first training step, stage by stage, and from a failure to the next step.
 
-    python benchmarks/startup.py [--rounds 5]
+    python -m benchmarks.startup [--rounds 5]
 
 Runs `lockstep train` on a shortened quickstart in a fresh folder, in one process (`--local`) and on two Ray
 workers with MLflow on, and prints when each line of the start appeared; then kills a worker of a long run and
