@@ -15,7 +15,9 @@ from trainer.errors import UserError
 from trainer.run_folder import layout
 
 if TYPE_CHECKING:
-    from cluster.experiments.sweep import Groups
+    from cluster.experiments.sweep import Groups, Lengths
+
+USUAL_RATES = 5  # that a bracket tries in a cell: benchmarks/search.py
 
 
 def sweep(
@@ -41,6 +43,7 @@ def sweep(
         lengths = sweeps.Lengths(plan)
     console.say("\n".join(f"  {line}" for line in described(plan)))
     if dry_run:
+        console.say("\n".join(f"  {line}" for line in expected(plan, lengths)))
         return
     folder = sweeps.folder_of(plan, resume=resume, extend=extend, folder=folder)
     console.say(f"  sweep folder: {layout.relative_to_cwd(folder)}")
@@ -78,6 +81,23 @@ def refuse_idle_workers(plan: SweepPlan) -> None:
         if works < wanted:
             right = f"let run.workers be {works}, batch.micro be smaller, or batches larger; or give --local"
             raise UserError(f"batches: {cell} has work for {works} of a group's {wanted} workers; {right}")
+
+
+def expected(plan: SweepPlan, lengths: Lengths) -> list[str]:
+    """How many trials there will be, and what they may serve at most."""
+    sweep, cells = plan.sweep, plan.cells()
+    more, seeds = len(sweep.seeds.search) - 1, sweep.seeds.report
+    usual, most = {
+        "bracket": (USUAL_RATES + more, sweep.rate.trials + more),
+        "optuna": (sweep.rate.trials + more,) * 2,
+        "grid": (len(sweep.rate.values) * len(sweep.seeds.search),) * 2,
+    }[sweep.rate.search]
+    each = max(lengths.steps(cell) * cell.batch for cell in cells)
+    return [
+        f"trials   about {len(cells) * (usual + seeds):,}: {usual} in each search, and {seeds} fresh seeds",
+        f"examples at most {each:,} in a trial, {len(cells) * (most + seeds) * each:,} in all; trials stop "
+        f"at the target, or after {sweep.stop.after_best:g} times the steps of their cell's best one",
+    ]
 
 
 def described(plan: SweepPlan) -> list[str]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from cluster.console import Console
+from cluster.experiments import command
 from cluster.experiments import plan as plans
 from cluster.experiments import sweep as sweeps
 from cluster.experiments.laws import StepsLaw, geometric_mean
@@ -151,6 +152,15 @@ def test_where_a_sweep_is_tracked_may_change_when_it_goes_on(plan):
     study = run(read("batches=[64]", "recipe.track.uri=none"))
     again = read("batches=[64]", "recipe.track.experiment=other")
     assert sweeps.folder_of(again, resume=True, extend=False) == study.folder
+
+
+def test_a_dry_run_says_how_many_trials_and_trains_none(plan, capsys):
+    command.sweep("sweep.yaml", [], local=True, address=None, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "cells    6, in 2 searches" in printed
+    assert "trials   about 48: 6 in each search, and 2 fresh seeds" in printed
+    assert "at most 38,912 in a trial" in printed  # 30 epochs of 1,297 examples, in whole batches
+    assert not list(layout.runs_in("runs"))
 
 
 def test_a_metric_that_the_task_has_not_is_told(plan):
