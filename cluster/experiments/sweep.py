@@ -209,6 +209,7 @@ def run(
         with closing(Journal(folder)) as journal:
             journal.write("sweep", **_definition(plan))
             study = Study.read(folder)
+            chosen: dict[Cell, float | None] = {**study.best}
             if study.trials:
                 console.say(f"  {len(study.trials)} trials are there already")
 
@@ -217,8 +218,9 @@ def run(
                     journal.write("trial", **what.fields())
                     study.trials.append(what)
                     return
-                if study.best.get(what.cell, math.nan) != what.rate:  # a resumed sweep chooses again
+                if chosen.get(what.cell, math.nan) != what.rate:  # a resumed sweep chooses again
                     journal.write("best", rate=what.rate, **_place(what.cell))
+                    chosen[what.cell] = what.rate
                 console.say(_line(what, study))
 
             recipe = next(iter(plan.arms.values()))

@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,33 @@ def test_each_cell_has_a_rate_that_reaches_the_target_on_fresh_seeds(plan):
         assert fit["b_crit"] == pytest.approx(StepsLaw.fit(study.batches, means).b_crit, rel=1e-3)
         assert fit["b_crit_low"] < fit["b_crit"] < fit["b_crit_high"]
         assert {"s_min", "log_r2", "rate_exponent"} <= fit.keys()
+
+
+class Cliff(LocalGroups):
+    """Groups in which a fresh seed fails at the rates that are reported first."""
+
+    def __init__(self):
+        super().__init__(1.1, WorkerGroup())
+        self.first = {}
+
+    def submit(self, orders) -> Future:
+        future: Future = Future()
+        future.set_result([self.failed(order) for order in orders])
+        return future
+
+    def failed(self, order):
+        (trial,) = self.runner.run([order])
+        if (order.stage, order.seed) != ("report", 1):
+            return trial
+        is_first = self.first.setdefault(order.cell, order.rate) == order.rate
+        return replace(trial, end="stopped", steps=None, trained_steps=order.limit) if is_first else trial
+
+
+def test_a_lowered_rate_is_still_the_best_one_after_a_resume(plan):
+    plan, groups = read("batches=[64, 256]"), Cliff()
+    whole = run(plan, groups=groups)
+    assert whole.best == {cell: pytest.approx(rate / 2 ** (1 / 3)) for cell, rate in groups.first.items()}
+    assert run(plan, whole.folder, groups).best == whole.best
 
 
 def test_a_trial_alone_and_stacked_are_the_same_to_rounding(plan):
