@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.experiments.search import Ask, Best, strand
-from cluster.experiments.trials import Cell, End, Study, Trial
+from cluster.experiments.search import Best, strand
+from cluster.experiments.trials import Ask, Cell, End, Study, Trial
 from trainer.recipe.sweep import Sweep
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "digits_sweep.jsonl.gz"
@@ -83,19 +83,8 @@ class Replay:
         taken = min(ask.limit, math.ceil(min(steps, 1e12)))
         self.examples += taken * batch
         self.trials += 1
-        return Trial(
-            key="",
-            cell=ask.cell,
-            rate=ask.rate,
-            seed=ask.seed,
-            stage=ask.stage,
-            end=end,
-            steps=steps if end == "reached" else None,
-            trained_steps=taken,
-            examples=taken * batch,
-            seconds=0.0,
-            curve=((taken, min(steps, 1e12) / taken),),  # the further from the target the larger
-        )
+        away = ((taken, min(steps, 1e12) / taken),)  # the further from the target the larger
+        return ask.brought(end, taken, steps if end == "reached" else None, key="", seconds=0.0, curve=away)
 
 
 Chosen = dict[int, float]  # the rate, in octaves, by batch

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def orders(batch: int, number: int, limit: int = 1) -> list[Order]:
         cell = Cell("momentum", batch)
         return [
-            Order(cell, 0.1, seed, "search", plan.recipe(cell, 0.1, seed), limit) for seed in range(number)
+            Order(cell, 0.1, seed, "search", limit, plan.recipe(cell, 0.1, seed)) for seed in range(number)
         ]
 
     def one_by_one(batch: int, limit: int) -> None:

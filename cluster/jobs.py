@@ -83,8 +83,7 @@ def _read(path: str, overrides: Sequence[str]) -> tuple[str, str, Recipe]:
         recipe = driver.read(path, overrides)
         return "train", recipe.name, recipe
     plan = plans.read(path, overrides)
-    recipe = next(iter(plan.arms.values()))
-    return "sweep", plan.sweep.name, recipe
+    return "sweep", plan.sweep.name, plan.first_recipe
 
 
 def statuses(address: str | None) -> list[str]:

@@ -84,6 +84,11 @@ class Places:
             return PlacementGroupSchedulingStrategy(self.together, place)
         return PlacementGroupSchedulingStrategy(self.further[place - self.fewest], 0)
 
+    def started(self, actor: Any, place: int) -> Any:
+        """A worker, an instance of a Ray actor's class, in a place."""
+        options = {"num_cpus": self.resources["CPU"], "num_gpus": self.resources.get("GPU", 0)}
+        return actor.options(**options, scheduling_strategy=self.strategy(place)).remote()
+
     def pool_strategy(self, number: int) -> Any:
         """Where Ray starts an actor of the pool."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

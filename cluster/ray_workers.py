@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from functools import partial
@@ -155,7 +155,7 @@ class WorkerActors:
         if is_ours:
             meeting_point = f"file://{spec.folder}/{layout.RAY}/{secrets.token_hex(8)}"
         ranked = [self.workers[place] for place in sorted(self.workers)]
-        standings = [(rank, self.size, nodes[:rank].count(node)) for rank, node in enumerate(nodes)]
+        standings = standings_on(nodes)
         ranks = {
             worker.train.remote(spec, pool, standing, meeting_point, began_at).future(): standing[0]
             for worker, standing in zip(ranked, standings, strict=True)
@@ -216,10 +216,8 @@ class WorkerActors:
     def _started(self, place: int) -> Any:
         import ray
 
-        resources = self.places.resources
-        options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)}
         actor: Any = ray.remote(concurrency_groups={WATCH: 1})(Worker)  # type: ignore[call-overload]
-        return actor.options(**options, scheduling_strategy=self.places.strategy(place)).remote()
+        return self.places.started(actor, place)
 
     def _end(self, *places: int) -> None:
         import ray
@@ -272,6 +270,11 @@ class _WorkerDied(Exception):  # noqa: N818
 
 class _MoreRoom(Exception):  # noqa: N818
     """The group has saved a checkpoint and is to start again with more workers."""
+
+
+def standings_on(nodes: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Rank, number of workers and rank among those of its node, of each worker by the node that it is on."""
+    return [(rank, len(nodes), nodes[:rank].count(node)) for rank, node in enumerate(nodes)]
 
 
 def _ask(workers: list[Any], rank: int) -> Future[Report]:

@@ -229,6 +229,24 @@ class FlatOptimizer(torch.optim.Optimizer):
         if (flat := self.flat_or_none) is not None:
             flat.zero_grad()
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the weights once; returns what the closure does, which is called with gradients enabled."""
+        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self.adopt()
+        self.move()
+        return loss
+
+    def move(self) -> None:
+        """What a step does with the gradients that are there."""
+        raise NotImplementedError
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; flat buffers are built anew to hold it."""
         plain(super().add_param_group)(param_group)

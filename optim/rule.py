@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -16,7 +16,7 @@ from optim.engine.exact import ExactEngine
 from optim.engine.layers import StepLayers
 from optim.engine.shards import LayerShard, Reduce, as_dtensor, local, shard_of, whole_or_part
 from optim.engine.stage import Function, compute_dtype, stages_of
-from optim.flat import FlatOptimizer, untraced
+from optim.flat import FlatOptimizer
 
 
 class Rule(FlatOptimizer):
@@ -143,22 +143,13 @@ class Rule(FlatOptimizer):
         self._begin_anew()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the weights once. Parameters without gradient are left alone, with their states."""
-        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
-
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.adopt()
+    def move(self) -> None:
+        """Run the rule's stages. Parameters without gradient are left alone, with their states."""
         layers = self._layers.begin(self)
         if layers:
             self._engine = self._engine or self._new_engine(layers)
             self._engine.step(layers, self.flat_or_none, self.reduce)
         self._layers.end(self)
-        return loss
 
     def _sees_layers(self) -> bool:
         """Whether it does more than take each number by itself."""

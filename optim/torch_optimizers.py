@@ -1,7 +1,5 @@
 """The optimizers that torch already has exactly: which class, with what, and what they do."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from optim.engine.shards import local_parts
-from optim.flat import FlatOptimizer, is_dense, untraced
+from optim.flat import FlatOptimizer, is_dense, plain
 
 
 @dataclass(frozen=True)
@@ -159,21 +157,12 @@ class TorchOptimizer(FlatOptimizer):
         super().__init__(*args, **kwargs)
         self._seen: list[Any] = []
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the weights once, as torch does."""
-        return untraced(self._step, closure) if torch.compiler.is_compiling() else self._step(closure)
-
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.adopt()
+    def move(self) -> None:
+        """Move the weights as torch does."""
         if self.may_fuse:
             self._choose_kernels()
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)), local_parts(self):
-            inspect.unwrap(super().step)(self)  # see `plain`
-        return loss
+            plain(super(FlatOptimizer, self).step)()
 
     def _choose_kernels(self) -> None:
         """Fuse each group whose parameters allow it; asked anew only where something looks different."""

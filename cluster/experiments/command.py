@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.run_folder import layout
 
 if TYPE_CHECKING:
+    from cluster.experiments.shared_data import TaskInputs
     from cluster.experiments.sweep import Groups, Lengths
 
 USUAL_RATES = 5  # that a bracket tries in a cell: benchmarks/search.py
@@ -47,20 +48,21 @@ def sweep(
         return
     folder = sweeps.folder_of(plan, resume=resume, extend=extend, folder=folder)
     console.say(f"  sweep folder: {layout.relative_to_cwd(folder)}")
-    sweeps.run(plan, lengths, folder, lambda: _groups(plan, local, address, folder, console), console)
+    inputs = lengths.inputs if local else None
+    sweeps.run(plan, lengths, folder, lambda: _groups(plan, inputs, address, folder, console), console)
 
 
 @contextmanager
 def _groups(
-    plan: SweepPlan, local: bool, address: str | None, folder: Path, console: Console
+    plan: SweepPlan, loaded: TaskInputs | None, address: str | None, folder: Path, console: Console
 ) -> Iterator[Groups]:
-    """What trains the trials: this process, or worker groups on Ray."""
-    run = next(iter(plan.arms.values())).run
+    """What trains the trials: this process, with what it has loaded, or for None worker groups on Ray."""
+    run = plan.first_recipe.run
     growth = plan.sweep.target.evaluate.growth
-    if local:
+    if loaded is not None:
         from cluster.experiments.local_groups import in_process
 
-        with in_process(growth, run.device) as groups:
+        with in_process(growth, run.device, loaded) as groups:
             yield groups
         return
     from cluster.experiments.ray_groups import on_ray

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from cluster.experiments.trials import Cell, End, Stage, Trial, crossing
+from cluster.experiments.trials import Ask, End, Trial, crossing
 from trainer.errors import UserError
 from trainer.recipe.schema import Recipe
 from trainer.recipe.train import Target
@@ -19,15 +19,10 @@ NO_PART = {"name", "run", "checkpoint", "track"}  # of what is computed
 
 
 @dataclass(frozen=True)
-class Order:
-    """A trial to train: a recipe with a target, and the steps after which it is given up."""
+class Order(Ask):
+    """A trial to train, with its recipe, which has the target."""
 
-    cell: Cell
-    rate: float
-    seed: int
-    stage: Stage
     recipe: Recipe
-    limit: int
 
     @cached_property
     def key(self) -> str:
@@ -98,16 +93,11 @@ class Course:
         """What the trial brought, once it has ended."""
         order = self.order
         assert self.end is not None
-        return Trial(
+        return order.brought(
+            self.end,
+            self.trained,
+            self.steps,
             key=order.key,
-            cell=order.cell,
-            rate=order.rate,
-            seed=order.seed,
-            stage=order.stage,
-            end=self.end,
-            steps=self.steps,
-            trained_steps=self.trained,
-            examples=self.trained * order.cell.batch,
             seconds=seconds,
             curve=tuple(thinned(self.curve)),
             test=self.test,

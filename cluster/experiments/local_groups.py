@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from cluster.experiments.course import Order
 from cluster.experiments.runner import Runner
+from cluster.experiments.shared_data import TaskInputs
 from cluster.experiments.trials import Trial
 from trainer.distributed.group import WorkerGroup
 
@@ -15,8 +16,8 @@ from trainer.distributed.group import WorkerGroup
 class LocalGroups:
     """The group that this process is."""
 
-    def __init__(self, growth: float, group: WorkerGroup) -> None:
-        self.runner = Runner(growth, group)
+    def __init__(self, growth: float, group: WorkerGroup, inputs: TaskInputs | None = None) -> None:
+        self.runner = Runner(growth, group, inputs)
 
     def submit(self, orders: Sequence[Order]) -> Future[list[Trial]]:
         """Train now."""
@@ -26,7 +27,7 @@ class LocalGroups:
 
 
 @contextmanager
-def in_process(growth: float, device: str) -> Iterator[LocalGroups]:
-    """The group of this process."""
+def in_process(growth: float, device: str, inputs: TaskInputs) -> Iterator[LocalGroups]:
+    """The group of this process, which has loaded `inputs` already."""
     with WorkerGroup.joined(device) as group:
-        yield LocalGroups(growth, group)
+        yield LocalGroups(growth, group, inputs)

@@ -33,6 +33,11 @@ class SweepPlan:
     sweep: Sweep
     arms: dict[str, Recipe]
 
+    @property
+    def first_recipe(self) -> Recipe:
+        """The first arm's, which says for all where the sweep runs, is kept and tracked."""
+        return next(iter(self.arms.values()))
+
     def strands(self) -> list[tuple[str, Axes]]:
         """What is searched independently: each arm at each value of the further axes."""
         keys = list(self.sweep.also)

@@ -34,9 +34,7 @@ class Promise:
         return {
             "id": self.id,
             "run": self.run,
-            "arm": self.cell.arm,
-            "batch": self.cell.batch,
-            "axes": dict(self.cell.axes),
+            **self.cell.fields(),
             "rate": self.rate,
             "steps": asdict(self.steps),
             "seconds": None if self.seconds is None else asdict(self.seconds),
@@ -45,9 +43,8 @@ class Promise:
     @classmethod
     def of(cls, line: dict[str, Any]) -> Promise:
         """The forecast of a journal's line."""
-        cell = Cell(line["arm"], line["batch"], tuple(line["axes"].items()))
         seconds = line["seconds"] and Prediction(**line["seconds"])
-        return cls(line["id"], line["run"], cell, line["rate"], Prediction(**line["steps"]), seconds)
+        return cls(line["id"], line["run"], Cell.of(line), line["rate"], Prediction(**line["steps"]), seconds)
 
 
 @dataclass(frozen=True)

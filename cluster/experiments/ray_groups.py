@@ -16,7 +16,7 @@ from cluster.experiments.trials import Trial
 from cluster.ray_cluster import Phase, connected, lost_process
 from cluster.ray_launcher import CALM
 from cluster.ray_places import Places
-from cluster.ray_workers import MOST_RESTARTS, Worker, resources_of_each
+from cluster.ray_workers import MOST_RESTARTS, Worker, resources_of_each, standings_on
 from trainer.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -96,22 +96,16 @@ class TrialGroup:
     def _start(self) -> None:
         import ray
 
-        resources = self.places.resources
-        for place in self.places.wait(_refuse_lost):
-            options: dict[str, Any] = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)}
-            options["scheduling_strategy"] = self.places.strategy(place)
-            self.workers.append(ray.remote(TrialWorker).options(**options).remote())
+        actor = ray.remote(TrialWorker)
+        self.workers = [self.places.started(actor, place) for place in self.places.wait(_refuse_lost)]
         ready = _answers([worker.ready.remote() for worker in self.workers])
-        nodes, meeting_point = [node for node, _ in ready], ready[0][1]
+        meeting_point = ready[0][1]
         _answers(
             [
-                worker.meet.remote(
-                    (rank, len(nodes), nodes[:rank].count(nodes[rank])),
-                    meeting_point,
-                    self.growth,
-                    self.device,
+                worker.meet.remote(standing, meeting_point, self.growth, self.device)
+                for worker, standing in zip(
+                    self.workers, standings_on([node for node, _ in ready]), strict=True
                 )
-                for rank, worker in enumerate(self.workers)
             ]
         )
 

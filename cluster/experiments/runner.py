@@ -4,21 +4,19 @@ evaluation blocks, and how steps are computed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 
 import torch
 
 from cluster.experiments.course import Course, Order
-from cluster.experiments.shared_data import SharedData
+from cluster.experiments.shared_data import SharedData, TaskInputs
 from cluster.experiments.trials import Trial
 from trainer.build import build
 from trainer.compute.execution import Execution
 from trainer.compute.stacked import Batch, NotStackable, StackedModels
 from trainer.distributed.group import WorkerGroup
 from trainer.loop import NotFinite, steps
-from trainer.plan.inputs import Inputs
 from trainer.plan.plan import resolve
 from trainer.recipe.schema import Recipe
 from trainer.training import Training
@@ -32,11 +30,12 @@ class Runner:
     Args:
         growth: of the steps from one evaluation to the next.
         group: the workers that train each trial together.
+        inputs: what this process has loaded already.
     """
 
-    def __init__(self, growth: float, group: WorkerGroup) -> None:
-        self.growth, self.group = growth, group
-        self._shared: dict[str, SharedData] = {}  # by task
+    def __init__(self, growth: float, group: WorkerGroup, inputs: TaskInputs | None = None) -> None:
+        self.growth, self.group, self.inputs = growth, group, inputs or TaskInputs()
+        self._shared: dict[int, SharedData] = {}  # by the identity of its inputs
         self._executions: dict[tuple[str, int], Execution] = {}
         self._compared: set[str] = set()  # arms whose stacked gradients are those of one by one
         self.alone: dict[str, str] = {}  # why an arm's trials are trained one by one
@@ -54,11 +53,11 @@ class Runner:
         return [self._one(orders[0])]
 
     def _data(self, recipe: Recipe) -> SharedData:
-        """The task of a recipe and its data, loaded once."""
-        task = json.dumps(recipe.model_dump(mode="json", include={"task"}), sort_keys=True)
-        if task not in self._shared:
-            self._shared[task] = SharedData(Inputs.of(recipe), self.group)
-        return self._shared[task]
+        """What trials of a recipe's task share."""
+        inputs = self.inputs.of(recipe)
+        if id(inputs) not in self._shared:
+            self._shared[id(inputs)] = SharedData(inputs, self.group)
+        return self._shared[id(inputs)]
 
     def _why_alone(self, recipe: Recipe) -> str | None:
         """Why trials of a recipe cannot be one tensor program, as far as the recipe tells."""

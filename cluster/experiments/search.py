@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cluster.experiments import bowl
 from cluster.experiments.bowl import Bowl
 from cluster.experiments.tpe import RateSampler
-from cluster.experiments.trials import Axes, Cell, Stage, Trial
+from cluster.experiments.trials import Ask, Axes, Cell, Stage, Trial
 from trainer.recipe.sweep import Sweep
 
 OUTWARD = (-4.0, -2.0, 0.0, 2.0, 4.0)  # octaves from where a strand begins
@@ -26,17 +26,6 @@ REACH = 3.0  # octaves to each side of the forecast in which Optuna searches
 REPORT_PATIENCE = 3.0  # times the best steps: a reported trial is given up later than one of the search
 LOWERINGS = 3  # thirds of an octave that a reported rate is lowered at most
 SHARES = (8, 4, 2, 1)  # of the recipe's length that a strand's first trials are given
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A trial that a search wants, given up after `limit` steps."""
-
-    cell: Cell
-    rate: float
-    seed: int
-    stage: Stage
-    limit: int
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A task with its data, loaded once for all trials that a worker trains."""
+"""Tasks with their data, loaded once for all trials that a process plans or trains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from trainer.compute.stacked import EXAMPLES_TOGETHER, StackedModels
 from trainer.distributed.group import WorkerGroup
 from trainer.plan.inputs import Inputs
 from trainer.recipe.schema import Recipe
+
+
+class TaskInputs:
+    """The task that each recipe names with its sources, loaded once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Inputs] = {}
+
+    def of(self, recipe: Recipe) -> Inputs:
+        """The same for all recipes with the same section `task`. RecipeError where they cannot be had."""
+        task = recipe.task.model_dump_json()
+        if task not in self._known:
+            self._known[task] = Inputs.of(recipe)
+        return self._known[task]
 
 
 class SharedData:

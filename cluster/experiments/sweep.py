@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +18,11 @@ from cluster.experiments import plan as plans
 from cluster.experiments.course import Order
 from cluster.experiments.curve import curves
 from cluster.experiments.plan import SweepPlan
-from cluster.experiments.search import Ask, Best, Strand, strand
-from cluster.experiments.trials import Axes, Cell, Study, Trial
-from cluster.signals import interruptible
+from cluster.experiments.search import Best, Strand, strand
+from cluster.experiments.shared_data import TaskInputs
+from cluster.experiments.trials import Ask, Axes, Cell, Study, Trial
+from cluster.signals import Interrupted, interruptible
 from trainer.errors import RecipeError, RunFailed, UserError, refuse, trace_of
-from trainer.plan.inputs import Inputs
 from trainer.plan.plan import resolve
 from trainer.plan.schedules import scaled
 from trainer.recipe import loader
@@ -50,8 +50,7 @@ class Lengths:
     """
 
     def __init__(self, plan: SweepPlan) -> None:
-        self._plan = plan
-        self._inputs: dict[str, Inputs] = {}
+        self._plan, self.inputs = plan, TaskInputs()
         batches, problems = plan.sweep.batches, []
         for arm, axes in plan.strands():
             for batch in {batches[-1], batches[0]}:
@@ -64,10 +63,7 @@ class Lengths:
     def steps(self, cell: Cell) -> int:
         """The steps of a cell's recipe."""
         recipe = self._plan.recipe(cell, own_rate(self._plan.arms[cell.arm]), 0)
-        task = recipe.task.model_dump_json()
-        if task not in self._inputs:
-            self._inputs[task] = Inputs.of(recipe)
-        return resolve(recipe, self._inputs[task]).steps
+        return resolve(recipe, self.inputs.of(recipe)).steps
 
 
 def own_rate(recipe: Recipe) -> float:
@@ -80,7 +76,7 @@ class _Running:
     """A strand with its round: what it asked for, and whether that is trained one by one."""
 
     search: Strand
-    asks: list[Ask] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
     waits_for: int = 0  # answers of groups
     is_alone: bool = False
 
@@ -127,31 +123,26 @@ class Conductor:
     def _advance(self, running: _Running, groups: Groups) -> None:
         """Go on until a round has trials that are still to be trained, or to the strand's end."""
         while not self._submit(running, groups):
-            orders = self._orders(running.asks)
-            answer = [self._known[order.key, order.stage] for order in orders]
+            answer = [self._known[order.key, order.stage] for order in running.orders]
             try:
-                item = running.search.send(answer) if running.asks else next(running.search)
+                item = running.search.send(answer) if answer else next(running.search)
                 while isinstance(item, Best):
                     self.note(item)
                     item = next(running.search)
             except StopIteration:
                 return
-            running.asks = item
+            running.orders = [self._order(ask) for ask in item]
 
     def _submit(self, running: _Running, groups: Groups) -> bool:
         """Whether anything of the round was still to be trained, and is being trained now."""
-        missing = [order for order in self._orders(running.asks) if not self._has(order)]
+        missing = [order for order in running.orders if not self._has(order)]
         parts = [[order] for order in missing] if running.is_alone else [missing] if missing else []
         running.waits_for = len(parts)
         self._pending |= {groups.submit(part): (running, len(part)) for part in parts}
         return bool(missing)
 
-    def _orders(self, asks: Sequence[Ask]) -> list[Order]:
-        recipes = (self.plan.recipe(ask.cell, ask.rate, ask.seed) for ask in asks)
-        return [
-            Order(ask.cell, ask.rate, ask.seed, ask.stage, recipe, ask.limit)
-            for ask, recipe in zip(asks, recipes, strict=True)
-        ]
+    def _order(self, ask: Ask) -> Order:
+        return Order(**vars(ask), recipe=self.plan.recipe(ask.cell, ask.rate, ask.seed))
 
     def _has(self, order: Order) -> bool:
         """Whether a trial is known, and was not given up earlier than it is asked for now."""
@@ -165,7 +156,7 @@ def folder_of(plan: SweepPlan, *, resume: bool, extend: bool, folder: Path | Non
     Raises:
         UserError: there is none, or its sweep is another one.
     """
-    directory = next(iter(plan.arms.values())).checkpoint.dir
+    directory = plan.first_recipe.checkpoint.dir
     if not (resume or extend):
         return layout.create(directory, plan.sweep.name)
     folder = folder or layout.newest(directory, plan.sweep.name)
@@ -219,12 +210,12 @@ def run(
                     study.trials.append(what)
                     return
                 if chosen.get(what.cell, math.nan) != what.rate:  # a resumed sweep chooses again
-                    journal.write("best", rate=what.rate, **_place(what.cell))
+                    journal.write("best", rate=what.rate, **what.cell.fields())
                     chosen[what.cell] = what.rate
                 console.say(_line(what, study))
 
-            recipe = next(iter(plan.arms.values()))
-            with tracking.tracked(folder, recipe, console), _ended(folder, journal), groups() as ready:
+            tracked = tracking.tracked(folder, plan.first_recipe, console)
+            with tracked, _ended(folder, journal), groups() as ready:
                 Conductor(plan, lengths, study.trials, note).run(ready)
                 for curve in curves(Study.read(folder)):
                     journal.write("fit", arm=curve.arm, axes=dict(curve.axes), metrics=curve.fit)
@@ -241,10 +232,6 @@ def _definition(plan: SweepPlan) -> dict[str, object]:
         "carry": sweep.carry,
         "recipes": {arm: recipe.model_dump(mode="json") for arm, recipe in plan.arms.items()},
     }
-
-
-def _place(cell: Cell) -> dict[str, object]:
-    return asdict(cell) | {"axes": dict(cell.axes)}
 
 
 def _line(best: Best, study: Study) -> str:
@@ -265,14 +252,13 @@ def _ended(folder: Path, journal: Journal) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         reason = f"{str(interrupt) or 'interrupted'}; {go_on}"
         Outcome("KILLED", reason).write(journal)
-        raise (
-            interrupt.because(reason) if hasattr(interrupt, "because") else KeyboardInterrupt(reason)
-        ) from None
+        told = interrupt.because(reason) if isinstance(interrupt, Interrupted) else KeyboardInterrupt(reason)
+        raise told from None
     except UserError as error:
         Outcome("FAILED", str(error)).write(journal)
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-        Outcome("FAILED", told, trace=trace_of(error)).write(journal)
-        raise RunFailed(f"{told}; {go_on}", trace_of(error)) from error
+        reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        Outcome("FAILED", reason, trace=trace_of(error)).write(journal)
+        raise RunFailed(f"{reason}; {go_on}", trace_of(error)) from error
     Outcome("FINISHED").write(journal)

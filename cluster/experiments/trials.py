@@ -29,6 +29,40 @@ class Cell:
         more = "".join(f" {key}={value}" for key, value in self.axes)
         return f"{self.arm} batch={self.batch}{more}"
 
+    def fields(self) -> dict[str, Any]:
+        """Its part of a journal's line."""
+        return asdict(self) | {"axes": dict(self.axes)}
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> Cell:
+        """The cell of a journal's line."""
+        return cls(line["arm"], line["batch"], tuple(line["axes"].items()))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A trial that a search wants, given up after `limit` steps."""
+
+    cell: Cell
+    rate: float
+    seed: int
+    stage: Stage
+    limit: int
+
+    def brought(self, end: End, trained_steps: int, steps: float | None = None, **more: Any) -> Trial:
+        """The trial that was asked for, with how it has ended and whatever else is known of it."""
+        return Trial(
+            cell=self.cell,
+            rate=self.rate,
+            seed=self.seed,
+            stage=self.stage,
+            end=end,
+            steps=steps,
+            trained_steps=trained_steps,
+            examples=trained_steps * self.cell.batch,
+            **more,
+        )
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -56,14 +90,15 @@ class Trial:
     def fields(self) -> dict[str, Any]:
         """What the journal's line holds."""
         fields = asdict(self)
-        return fields | fields.pop("cell") | {"axes": dict(self.cell.axes)}
+        del fields["cell"]
+        return fields | self.cell.fields()
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> Trial:
         """The trial of a journal's line."""
         own = {name: line[name] for name in cls.__dataclass_fields__ if name in line}
         own["curve"] = tuple((step, value) for step, value in line["curve"])
-        return cls(cell=Cell(line["arm"], line["batch"], tuple(line["axes"].items())), **own)
+        return cls(cell=Cell.of(line), **own)
 
 
 def crossing(curve: Iterable[tuple[int, float]], target: Target) -> float | None:
@@ -113,8 +148,7 @@ class Study:
                     trial = Trial.of(line)
                     trials[trial.key, trial.stage] = trial
                 case "best":
-                    cell = Cell(line["arm"], line["batch"], tuple(line["axes"].items()))
-                    best[cell] = line["rate"]
+                    best[Cell.of(line)] = line["rate"]
         if told is None:
             raise UserError(f"{layout.relative_to_cwd(folder)}: holds no sweep; give the folder of one")
         return cls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,21 +18,25 @@ def integers(x: Tensor) -> Tensor:
     """Numbers [...] as integers [5, ...]: a multiple of each step, and whether the number does not fit."""
     rest = x.double()
     fits = rest.abs() < LIMIT  # False for NaN too
-    rest = torch.where(fits, rest, 0.0)
-    found = []
-    for step in STEPS:
-        multiple = (rest / step).round_()
-        found.append(multiple.to(torch.int64))
-        rest = rest - multiple * step
-    return torch.stack([*found, (~fits).to(torch.int64)])
+    return torch.stack([*multiples(torch.where(fits, rest, 0.0), STEPS), (~fits).to(torch.int64)])
+
+
+def multiples(x: Tensor, steps: Sequence[float]) -> Iterator[Tensor]:
+    """Float64 numbers as int64 multiples of each step in turn, of what the one before leaves of them."""
+    for step in steps:
+        multiple = (x / step).round_()
+        yield multiple.to(torch.int64)
+        x = x - multiple * step
+
+
+def joined(sums: Iterable[Tensor], steps: Sequence[float]) -> Tensor:
+    """The float64 numbers of sums of `multiples`."""
+    return sum((part.double() * step for part, step in zip(sums, steps, strict=True)), torch.zeros(()))
 
 
 def numbers(sums: Tensor) -> Tensor:
     """The float64 numbers [...] of sums of `integers` [5, ...]; NaN where something did not fit."""
-    total = torch.zeros(sums.shape[1:], dtype=torch.float64, device=sums.device)
-    for multiple, step in zip(sums, STEPS, strict=False):
-        total += multiple.double() * step
-    return torch.where(sums[-1] == 0, total, torch.nan)
+    return torch.where(sums[-1] == 0, joined(sums[:-1], STEPS), torch.nan)
 
 
 def square_sum(tensors: Sequence[Tensor]) -> Tensor:

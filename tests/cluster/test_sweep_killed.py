@@ -9,33 +9,15 @@ import pytest
 
 from cluster.experiments.trials import Study
 from tests.cluster.commands import WAIT_S, Command, run
+from tests.cluster.experiments import tiny_sweep
 from tests.cluster.processes import until
 
 pytestmark = pytest.mark.slow
 
-SWEEP = """
-name: tiny
-recipe:
-  name: base
-  task: {use: trainer.tasks.digits:Digits, with: {hidden: 16}}
-  batch: {size: 64, micro: 64, lanes: 4}
-  optimizer: {name: momentum, lr: 0.2}
-  train: {epochs: 30}
-  run: {device: cpu, reduction: exact}
-  track: {uri: none}
-target: {metric: loss, at_most: 0.6, evaluate: {growth: 1.1}}
-batches: [16, 64, 256]
-arms: {momentum: {}, lamb: {optimizer: {name: lamb, lr: 0.03}}}
-seeds: {search: [101, 102], report: 2}
-"""
+SWEEP = tiny_sweep.SWEEP.replace("[32, 64, 256]", "[16, 64, 256]").replace(
+    "run: {device: cpu}", "run: {device: cpu, reduction: exact}\n  track: {uri: none}"
+)
 KILLS = 10
-
-
-def facts(study):
-    trials = {
-        (t.key, t.stage): (t.rate, t.end, t.steps, t.trained_steps, t.curve, t.test) for t in study.trials
-    }
-    return trials, study.best
 
 
 def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
@@ -59,7 +41,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
         assert "`lockstep resume runs/tiny-002` goes on" in interrupted.output
         last = run(*arguments, cwd=tmp_path)
         assert last.process.returncode == 0, last.output
-    assert facts(Study.read(folder)) == whole
+    assert tiny_sweep.facts(Study.read(folder)) == whole
 
 
 def test_two_groups_of_two_workers_that_are_killed_find_the_same(tmp_path):
@@ -77,7 +59,7 @@ def test_two_groups_of_two_workers_that_are_killed_find_the_same(tmp_path):
         os.kill(victim.pid, signal.SIGKILL)
         seen.add(victim.pid)
     assert command.wait() == 0, command.output
-    assert facts(Study.read(tmp_path / "runs" / "tiny-002")) == whole
+    assert tiny_sweep.facts(Study.read(tmp_path / "runs" / "tiny-002")) == whole
 
 
 def fresh_workers(command, seen):
@@ -89,4 +71,4 @@ def undisturbed(folder):
     """What a sweep in one process finds."""
     whole = run("sweep", "sweep.yaml", "--local", cwd=folder)
     assert whole.process.returncode == 0, whole.output
-    return facts(Study.read(folder / "runs" / "tiny-001"))
+    return tiny_sweep.facts(Study.read(folder / "runs" / "tiny-001"))

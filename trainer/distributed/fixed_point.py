@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optim.engine.fixed_point import joined, multiples
 from trainer.distributed.group import WorkerGroup
 
 
@@ -32,10 +33,8 @@ class FixedPointSum:
         rest = values.double()
         fits = (rest.abs() < self.limit).all()  # False for NaN too
         rest = torch.where(fits, rest, 0.0)
-        for total, step in zip(self.total, self.STEPS, strict=True):
-            multiple = (rest / step).round_()
-            total[:-1] += multiple.to(torch.int64)
-            rest = rest - multiple * step
+        for total, multiple in zip(self.total, multiples(rest, self.STEPS), strict=True):
+            total[:-1] += multiple
         self.total[0, -1] += (~fits).to(torch.int64)
 
     def over(self, group: WorkerGroup) -> Tensor:
@@ -45,5 +44,4 @@ class FixedPointSum:
     @classmethod
     def value(cls, total: Tensor) -> Tensor:
         """The numbers [length] of a `total` [3, length + 1]."""
-        value = sum((part[:-1].double() * step for part, step in zip(total, cls.STEPS, strict=True)), 0.0)
-        return torch.where(total[0, -1] == 0, value, torch.nan)
+        return torch.where(total[0, -1] == 0, joined(total[:, :-1], cls.STEPS), torch.nan)

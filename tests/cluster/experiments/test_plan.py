@@ -154,10 +154,10 @@ def test_a_trials_key_is_its_recipe(read):
 
     def key(batch=8, rate=0.1, seed=0, **more):
         recipe = plan.recipe(Cell("base", batch), rate, seed)
-        return Order(Cell("base", batch), rate, seed, "search", recipe, limit=more.get("limit", 9)).key
+        return Order(Cell("base", batch), rate, seed, "search", more.get("limit", 9), recipe).key
 
     assert key() == key(limit=99)
     assert len({key(), key(batch=32), key(rate=0.2), key(seed=1)}) == 4
     other = read(SWEEP.replace("0.5", "0.4"))
     recipe = other.recipe(Cell("base", 8), 0.1, 0)
-    assert Order(Cell("base", 8), 0.1, 0, "search", recipe, 9).key != key()
+    assert Order(Cell("base", 8), 0.1, 0, "search", 9, recipe).key != key()

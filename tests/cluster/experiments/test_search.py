@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.experiments.bowl import Bowl, forecast, surface
-from cluster.experiments.search import Ask, Best, strand
-from cluster.experiments.trials import Cell, Trial
+from cluster.experiments.search import Best, strand
+from cluster.experiments.trials import Ask, Cell, Trial
 from trainer.recipe.sweep import Sweep
 
 BATCHES = (4, 16, 64, 256, 1024)
@@ -52,16 +52,11 @@ def trained(ask: Ask, noise=0.13) -> Trial:
         end, taken = "diverged", 3
     else:
         end, taken = ("reached", math.ceil(steps)) if steps <= ask.limit else ("stopped", ask.limit)
-    return Trial(
+    return ask.brought(
+        end,
+        taken,
+        steps if end == "reached" else None,
         key=f"{ask.cell} {ask.rate} {ask.seed}",
-        cell=ask.cell,
-        rate=ask.rate,
-        seed=ask.seed,
-        stage=ask.stage,
-        end=end,
-        steps=steps if end == "reached" else None,
-        trained_steps=taken,
-        examples=taken * ask.cell.batch,
         seconds=0.0,
         curve=() if end == "diverged" else ((taken, steps / taken),),
     )
@@ -184,7 +179,7 @@ def bowl(**values):
     made = Bowl()
     for x, steps in values.items():
         ask = Ask(Cell("a", 4), 2.0 ** float(x[1:].replace("_", "-")), 0, "search", 10**9)
-        made.add(Trial("k", ask.cell, ask.rate, 0, "search", "reached", steps, int(steps), int(steps), 0.0))
+        made.add(ask.brought("reached", int(steps), steps, key="k", seconds=0.0))
     return made
 
 

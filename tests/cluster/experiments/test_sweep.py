@@ -13,24 +13,10 @@ from cluster.experiments import sweep as sweeps
 from cluster.experiments.laws import StepsLaw, geometric_mean
 from cluster.experiments.local_groups import LocalGroups
 from cluster.experiments.trials import Cell, Study
+from tests.cluster.experiments.tiny_sweep import SWEEP, facts
 from trainer.distributed.group import WorkerGroup
 from trainer.errors import RunFailed, UserError
 from trainer.run_folder import journal, layout
-
-SWEEP = """
-name: tiny
-recipe:
-  name: base
-  task: {use: trainer.tasks.digits:Digits, with: {hidden: 16}}
-  batch: {size: 64, micro: 64, lanes: 4}
-  optimizer: {name: momentum, lr: 0.2}
-  train: {epochs: 30}
-  run: {device: cpu}
-target: {metric: loss, at_most: 0.6, evaluate: {growth: 1.1}}
-batches: [32, 64, 256]
-arms: {momentum: {}, lamb: {optimizer: {name: lamb, lr: 0.03}}}
-seeds: {search: [101, 102], report: 2}
-"""
 
 
 class Cut(LocalGroups):
@@ -68,14 +54,6 @@ def run(plan, folder=None, groups=None, **options):
 
     sweeps.run(plan, sweeps.Lengths(plan), folder, ready, Console())
     return Study.read(folder)
-
-
-def facts(study):
-    """What is the same however often a sweep was cut off."""
-    trials = {
-        (t.key, t.stage): (t.rate, t.end, t.steps, t.trained_steps, t.curve, t.test) for t in study.trials
-    }
-    return trials, study.best
 
 
 @pytest.mark.parametrize("reduction", ["fast", "exact"])
