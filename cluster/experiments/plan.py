@@ -62,7 +62,7 @@ class SweepPlan:
         values["schedule"]["scale"] = {"rule": "none"}
         values["eval"] = {"every": None, "micro": base.evaluation_micro}
         values["train"]["target"] = self.sweep.target.model_dump(mode="json", exclude={"evaluate"})
-        if "capacity" not in dict(cell.axes):
+        if "echo.capacity" not in dict(cell.axes):  # else the smallest that shuffles at this batch
             values["echo"]["capacity"] = None
         return loader.of_values(values, f"{self.sweep.name}, {cell}")
 

@@ -68,6 +68,11 @@ def test_further_axes_make_further_cells(read):
     assert recipe.echo.capacity == 4 * 32
 
 
+def test_an_axis_of_capacities_reaches_the_recipes(read):
+    plan = read(f"{SWEEP}also: {{echo.factor: [2], echo.capacity: [128, 256]}}")
+    assert {plan.recipe(cell, 0.1, 0).echo.capacity for cell in plan.cells()} == {128, 256}
+
+
 def test_every_mistake_is_told_at_once_with_its_line(read):
     with pytest.raises(RecipeError) as error:
         read(
