@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.ray_places import Places
 from cluster.watch import UNMEASURED, Watch, named
 from trainer.errors import RunFailed
-from trainer.run_folder import layout
+from trainer.run_folder import journal, layout
 from trainer.run_folder.checkpoints import Checkpoints
-from trainer.run_folder.journal import Journal
 from trainer.run_folder.outcome import PAUSED
 
 if TYPE_CHECKING:
@@ -90,7 +88,7 @@ class Worker:
                 dist.init_process_group(init_method=meeting_point, rank=rank, world_size=size)
             if rank == 0:
                 name = f"{size} worker{'s' * (size > 1)}"
-                _note(folder, "stage", name=name, seconds=time.time() - began_at)
+                journal.append(folder, "stage", name=name, seconds=time.time() - began_at)
             return run_worker(spec, PoolPreparer(*pool), self.pulse).status
         finally:
             if dist.is_initialized():
@@ -133,7 +131,7 @@ class WorkerActors:
             if restarts > MOST_RESTARTS:
                 often = f"{MOST_RESTARTS} restarts in a row brought no new checkpoint"
                 raise RunFailed(f"{_in_a_line(failure)}; {often}")
-            _note(spec.folder, "restart", reason=_in_a_line(failure), trace=str(failure))
+            journal.append(spec.folder, "restart", reason=_in_a_line(failure), trace=str(failure))
 
     def close(self) -> None:
         """End all workers."""
@@ -194,7 +192,7 @@ class WorkerActors:
         if before not in (0, self.size):
             more = f"there is room for {self.size - before} more"
             reason = more if self.size > before else f"there is no more room for {before - self.size}"
-            _note(spec.folder, "resized", workers=self.size, reason=reason)
+            journal.append(spec.folder, "resized", workers=self.size, reason=reason)
         return [node for node, _ in answers], answers[0][1]
 
     def _more_can_join(self) -> bool:
@@ -298,12 +296,6 @@ def _explains_others(failure: Exception) -> int:
     """Order of failures: a run that stopped itself, a worker that died, and what the others made of that."""
     order = {RunFailed: 0, WorkersHung: 0, _WorkerDied: 1, _MoreRoom: 3}
     return next((place for kind, place in order.items() if isinstance(failure, kind)), 2)
-
-
-def _note(folder: str | Path, kind: str, **fields: Any) -> None:
-    """A line in the journal of a run."""
-    with closing(Journal(folder)) as journal:
-        journal.write(kind, **fields)
 
 
 def _newest_step(folder: str) -> str:

@@ -105,9 +105,7 @@ def recommend(study: Study, wish: Wish) -> str:
     recipe = loader.of_values(values, f"the recipe recommended from {study.name}")
     cell = Cell(chosen.curve.arm, chosen.batch, chosen.curve.axes)
     promise = Promise(name, recipe.name, cell, rate, steps, chosen.seconds)
-    written = journal.Journal(study.folder)
-    written.write(FORECAST, **promise.fields())
-    written.close()
+    journal.append(study.folder, FORECAST, **promise.fields())
     reasons = [*_expected(study, chosen, others, wish, name), why_rate, *_carried(changes, study)]
     reasons += [
         *_proposal(study, chosen, wish),

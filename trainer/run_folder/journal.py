@@ -16,6 +16,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class Journal:
             self.flush()
             self._file.close()
             atexit.unregister(self.close)
+
+
+def append(folder: str | Path, kind: str, /, **fields: Any) -> None:
+    """Write one line to the journal in a folder, and close it."""
+    with closing(Journal(folder)) as journal:
+        journal.write(kind, **fields)
 
 
 class Tail:
